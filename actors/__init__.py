@@ -1,0 +1,35 @@
+"""Conversations as Ray actors, and what lives around them."""
+
+from palaver.actors.budget import Budget
+from palaver.actors.conversation import RunResult
+from palaver.actors.convo import Convo, ConvoHandle
+from palaver.actors.errors import (
+    BudgetExceeded,
+    ConvoBusy,
+    ConvoCancelled,
+    ConvoClosed,
+    NothingToSend,
+    UnknownToolCall,
+)
+from palaver.actors.kin import Branch, State
+from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.listener import ConvoInfo, Listener, NoopListener
+
+__all__ = [
+    "Branch",
+    "Budget",
+    "BudgetExceeded",
+    "Convo",
+    "ConvoBusy",
+    "ConvoCancelled",
+    "ConvoClosed",
+    "ConvoHandle",
+    "ConvoInfo",
+    "CumulativeUsage",
+    "Listener",
+    "NoopListener",
+    "NothingToSend",
+    "RunResult",
+    "State",
+    "UnknownToolCall",
+]

@@ -1,0 +1,69 @@
+"""Budgets: how much a conversation and all below it may spend.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from pydantic import field_validator
+
+from palaver.actors.errors import Breach
+from palaver.actors.ledger import CumulativeUsage
+from palaver.providers.messages import Value
+
+
+class Budget(Value):
+    """Limits for a conversation with all its sub-conversations.
+
+    None means no limit; 0 means that nothing may be spent. `max_dollars` is USD, exact (a float is
+    taken as it is written: 0.1 is one tenth). `max_wall_time` takes a timedelta or seconds and counts
+    from the start of the conversation. Raises pydantic's ValidationError for a negative or non-finite
+    limit.
+    """
+
+    max_dollars: Decimal | None = None
+    max_responses: int | None = None
+    max_wall_time: timedelta | None = None
+
+    @field_validator("max_dollars", "max_responses", "max_wall_time")
+    @classmethod
+    def _not_negative(cls, limit: Any) -> Any:
+        if limit is None:
+            return None
+        if isinstance(limit, Decimal) and not limit.is_finite():
+            raise ValueError(f"a limit of {limit} is no number; use None for no limit")
+        if limit < type(limit)(0):
+            raise ValueError(f"a limit of {limit} is negative; use 0 or more, or None for no limit")
+        return limit
+
+    def breaches(self, usage: CumulativeUsage) -> tuple[Breach, ...]:
+        """The limits that `usage` has reached: money first, then time, then responses.
+
+        Spending of unknown cost breaches any dollar limit, since nothing proves that it is kept.
+        """
+        found: list[Breach] = []
+        if self.max_dollars is not None:
+            cost = usage.total_cost_usd
+            if cost is None or cost >= self.max_dollars:
+                found.append(Breach("max_dollars", self.max_dollars, cost))
+        if self.max_wall_time is not None and usage.wall_time >= self.max_wall_time:
+            limit_s, actual_s = self.max_wall_time.total_seconds(), usage.wall_time.total_seconds()
+            found.append(Breach("max_wall_time", Decimal(str(limit_s)), Decimal(str(actual_s))))
+        if self.max_responses is not None and usage.responses >= self.max_responses:
+            found.append(Breach("max_responses", Decimal(self.max_responses), Decimal(usage.responses)))
+        return tuple(found)
+
+    def on_top_of(self, usage: CumulativeUsage) -> Budget:
+        """The same limits, counted from what was used so far.
+
+        An unknown cost counts as what of it is known.
+        """
+        return Budget(
+            max_dollars=None if self.max_dollars is None else self.max_dollars + usage.known_cost_usd,
+            max_responses=None if self.max_responses is None else self.max_responses + usage.responses,
+            max_wall_time=None if self.max_wall_time is None else self.max_wall_time + usage.wall_time,
+        )

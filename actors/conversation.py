@@ -1,0 +1,585 @@
+"""The conversation itself: sends, calls tools, keeps the transcript, and answers for what it spends.
+
+It owns two invariants. An answer that was paid for is kept and charged, to this conversation and every
+ancestor, before anybody hears of it, cancelled or not. And one call at a time writes the transcript: a
+second `send` or `run` is refused, because a message between a tool call and its result would tear it.
+
+Layer: actors, core; no Ray. Provider, tools, parent and clock are passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from palaver.actors.budget import Budget
+from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed, UnknownToolCall
+from palaver.actors.ids import new_convo_id
+from palaver.actors.kin import Branch, Child, Parent, State
+from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged, ToolCalled
+from palaver.actors.listener import ConvoInfo, GuardedListener, Listener, NoopListener
+from palaver.actors.transcript import Transcript
+from palaver.providers.errors import ConfigurationError, PalaverError, ProviderError
+from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
+from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
+from palaver.tools.errors import ToolCancelled, ToolInputInvalid
+from palaver.tools.outcome import Outcome
+from palaver.tools.toolset import Toolset
+
+T = TypeVar("T")
+
+USER_CANCELLED = "the user cancelled this tool call"
+"""The result of a call in `tool_result_cancel_contents`."""
+
+CHILD_ANSWERS_WITHIN_S = 2.0
+"""A child that takes longer to describe itself is shown as lost."""
+
+RunStop: TypeAlias = Literal[
+    "end_turn",
+    "stop_sequence",
+    "no_response",
+    "max_tokens",
+    "refusal",
+    "pause",
+    "context_full",
+    "empty_reply",
+    "budget",
+    "cancelled",
+]
+"""Why a run ended. The first three are a proper end: the model ended its turn, met a stop sequence, or
+called only tools that want no answer. The rest are limits: the answer was cut at max_tokens, refused,
+paused by the provider, or did not fit the context window; the model gave nothing at all; a budget is
+used up; or the run was cancelled."""
+
+
+class RunResult(Value):
+    """How a run ended, and what came of it.
+
+    `text` is the text of the model's last message. `usage` is cumulative: all of the conversation and
+    its sub-conversations. `detail` says more about a stop by a limit, None otherwise.
+    """
+
+    convo_id: str
+    stop: RunStop
+    text: str
+    message: Message | None
+    responses: int
+    usage: CumulativeUsage
+    detail: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to a proper end, rather than being stopped by a limit."""
+        return self.stop in ("end_turn", "stop_sequence", "no_response")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a conversation is started with, beside its provider, tools and place in the tree."""
+
+    system_prompt: str = ""
+    budget: Budget = Budget()
+    prompt_caching: bool = True
+    tool_use_only: bool = False
+    max_tokens: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        system_prompt: object = self.system_prompt
+        if not isinstance(system_prompt, str):
+            raise ConfigurationError(
+                f"system_prompt is a {type(system_prompt).__name__}; it has to be text (str)"
+            )
+        budget: object = self.budget
+        if not isinstance(budget, Budget):
+            raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigurationError(
+                f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
+            )
+
+
+@dataclass(slots=True)
+class _RunningCall:
+    name: str
+    task: asyncio.Task[Outcome]
+    cause: str | None = None
+
+
+class Conversation:
+    """One conversation with a model. Its methods are those of `palaver.actors.Convo`."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        toolset: Toolset,
+        settings: Settings | None = None,
+        *,
+        id: str | None = None,
+        parent: Parent | None = None,
+        parent_id: str | None = None,
+        depth: int = 0,
+        messages: Iterable[Message] = (),
+        listener: Listener | None = None,
+        owns_provider: bool = True,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = settings or Settings()
+        if settings.tool_use_only and not toolset.specs:
+            raise ConfigurationError("tool_use_only needs at least one tool; pass tools=[...]")
+        self.id = id or new_convo_id()
+        self.provider = provider
+        self.toolset = toolset
+        self.settings = settings
+        self.listener: Listener = listener or NoopListener()
+        self.info = ConvoInfo(id=self.id, parent_id=parent_id, depth=depth, label=settings.label)
+        self.transcript = Transcript(self.id, messages)
+        self.ledger = Ledger()
+        self.budget = settings.budget
+        self._parent = parent
+        self._told = GuardedListener(self.listener, self.info)
+        self._monotonic = monotonic
+        self._started_at = datetime.now(UTC)
+        self._started = monotonic()
+        self._owns_provider = owns_provider
+        self._doing: str | None = None
+        self._operations: set[asyncio.Task[Any]] = set()
+        self._requesting = False
+        self._cause: str | None = None
+        self._cancelling: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._running: dict[str, _RunningCall] = {}
+        self._children: dict[str, Child] = {}
+        self._ended: list[Branch] = []
+
+    @property
+    def depth(self) -> int:
+        """How many conversations are above this one; 0 for a root."""
+        return self.info.depth
+
+    # Sending
+
+    async def send_user_text_message(self, text: str, *contents: Content) -> Response:
+        """Send a text, with contents before it (usually tool results). See `send_message`."""
+        return await self.send_message(_user_message(text, contents))
+
+    async def send_message(self, message: Message) -> Response:
+        """Send a message and return the answer. Both are kept only when the request succeeds.
+
+        Tool calls that the message leaves unanswered are answered "not executed; retry possible".
+        Raises BudgetExceeded before anything is sent, ProviderError, ConvoBusy, ConvoClosed,
+        ConvoCancelled, NothingToSend, or UnknownToolCall for a result that answers no open call.
+        """
+        return await self._exclusively("a request", self._send(message))
+
+    async def run(self, text: str, *contents: Content) -> RunResult:
+        """Send, call the tools, send their results, until the model ends its turn or a limit stops it.
+
+        An empty `text` goes on where an earlier run stopped, with the tool results it left. A limit and
+        a cancel are results; what failed is raised, as in `send_message`. In each case everything done
+        so far stays in the conversation.
+        """
+        return await self._exclusively("a run", self._run(_user_message(text, contents)))
+
+    async def _send(self, message: Message) -> Response:
+        message = self.transcript.completed(message)
+        if over := await self.over_budget():
+            raise over
+        specs = tuple(self.toolset.specs)
+        request = Request(
+            messages=self.transcript.request_messages(message),
+            system=self.settings.system_prompt,
+            tools=specs,
+            tool_choice=ToolChoice(type="any") if self.settings.tool_use_only else None,
+            max_tokens=self.settings.max_tokens,
+            prompt_caching=self.settings.prompt_caching,
+        )
+        await self._told.on_request(request.id, message)
+        self._requesting = True
+        try:
+            response = await self._generate(request, message)
+        except ProviderError as error:
+            if error.usage is not None:
+                failed = ResponseCharged(
+                    convo_id=self.id, request_id=request.id, usage=error.usage, answered=False
+                )
+                await _to_the_end(self.record(failed))
+            await self._told.on_response(request.id, None, error)
+            raise
+        except BaseException as error:
+            told = error if isinstance(error, PalaverError) else None
+            await _to_the_end(self._told.on_response(request.id, None, told))
+            raise
+        finally:
+            self._requesting = False
+        await self._told.on_response(request.id, response)
+        return response
+
+    async def _generate(self, request: Request, message: Message) -> Response:
+        """Ask the provider; keep and charge the answer even when cancelled as it comes."""
+        answer = asyncio.create_task(self.provider.generate(request))
+        try:
+            response = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.cancel()
+            await asyncio.wait({answer})
+            if not answer.cancelled() and answer.exception() is None:
+                await self._keep(request, message, answer.result())
+            raise
+        await _to_the_end(self._keep(request, message, response))
+        return response
+
+    async def _keep(self, request: Request, message: Message, response: Response) -> None:
+        self.transcript.keep_exchange(message, response)
+        await self.record(ResponseCharged(convo_id=self.id, request_id=request.id, usage=response.usage))
+
+    async def _run(self, message: Message) -> RunResult:
+        responses = 0
+        last: Message | None = None
+        stop: RunStop
+        detail: str | None = None
+        try:
+            while True:
+                response = await self._send(message)
+                responses += 1
+                last = response.message
+                if not last.tool_uses or response.stop_reason is StopReason.MAX_TOKENS:
+                    stop = _stop_of(response, first=responses == 1)
+                    break
+                results = await self._call_tools(last.tool_uses)
+                if not results:
+                    stop = "no_response"
+                    break
+                message = Message(role="user", content=tuple(results))
+        except BudgetExceeded as over:
+            stop, detail = "budget", str(over)
+        except (asyncio.CancelledError, ConvoCancelled):
+            if self._cause is None:
+                raise
+            stop, detail = "cancelled", self._cause
+        return RunResult(
+            convo_id=self.id,
+            stop=stop,
+            text=last.text if last else "",
+            message=last,
+            responses=responses,
+            usage=await self.cumulative_usage(),
+            detail=detail,
+        )
+
+    async def _exclusively(self, doing: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` as the one call that may write the transcript."""
+        if self._closing is not None or self._doing is not None:
+            work.close()
+            raise ConvoClosed(self.id) if self._closing is not None else ConvoBusy(self.id, self._doing or "")
+        self._doing = doing
+        try:
+            return await self._stoppably(work)
+        finally:
+            self._doing = None
+
+    async def _stoppably(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` as an operation that `cancel` stops, and whose end it waits for."""
+
+        async def operation() -> T:
+            try:
+                return await work
+            except asyncio.CancelledError:
+                if self._cause is None:
+                    raise
+                raise ConvoCancelled(self.id, self._cause) from None
+
+        task = asyncio.create_task(operation())
+        self._operations.add(task)
+        try:
+            return await task
+        finally:
+            self._operations.discard(task)
+
+    # Tools
+
+    async def tool_result_contents(self, response: Response) -> list[ToolResult]:
+        """Run all tool calls of a response at once; their results, in the order of the calls.
+
+        Empty when there are none, or when the response was cut at max_tokens, which may have cut a
+        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoClosed,
+        ConvoCancelled, and ConvoBusy when one of these calls is running already.
+        """
+        calls = response.message.tool_uses
+        self.refuse_if_ending()
+        if response.stop_reason is StopReason.MAX_TOKENS or not calls:
+            return []
+        running = [call.id for call in calls if call.id in self._running]
+        if running:
+            raise ConvoBusy(self.id, f"tool calls {running}")
+        return await self._stoppably(self._call_tools(calls))
+
+    async def tool_result_cancel_contents(self, response: Response) -> list[ToolResult]:
+        """A result for each tool call of a response that says the user cancelled it; nothing is run."""
+        results: list[ToolResult] = []
+        for call in response.message.tool_uses:
+            await self._count(call)
+            error = ToolCancelled(call.name, USER_CANCELLED)
+            results.append(Outcome(error=error).to_result(call.id))
+        return results
+
+    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> None:
+        """Stop one running tool call; its result is an error with the cause.
+
+        Raises UnknownToolCall, which names those that are running.
+        """
+        running = self._running.get(tool_use_id)
+        if running is None:
+            raise UnknownToolCall(self.id, tool_use_id, "running", list(self._running))
+        self._stop_call(running, cause)
+        await asyncio.wait({running.task})
+
+    async def _call_tools(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
+        results = await _all_to_the_end([self._call_tool(call) for call in calls])
+        if self._cause is not None:
+            raise ConvoCancelled(self.id, self._cause)
+        return [result for result in results if result is not None]
+
+    async def _call_tool(self, call: ToolUse) -> ToolResult | None:
+        task = asyncio.create_task(self._outcome(call))
+        running = self._running[call.id] = _RunningCall(call.name, task)
+        interruption: asyncio.CancelledError | None = None
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            interruption = error
+            self._stop_call(running, self._cause or "the call that ran it was cancelled")
+            await asyncio.wait({task})
+        del self._running[call.id]
+        outcome = _ended_outcome(call, running)
+        result = outcome.to_result(call.id) if outcome.respond else None
+        if result is not None:
+            self.transcript.keep_result(result)
+            await _to_the_end(self._told.on_tool_result(call, result, outcome.error))
+        if interruption is not None:
+            raise interruption
+        return result
+
+    async def _outcome(self, call: ToolUse) -> Outcome:
+        counting = asyncio.create_task(self._count(call))
+        try:
+            await self._told.on_tool_call(call)
+            if call.malformed_input is not None:
+                text = (
+                    f"the input of tool {call.name!r} was no JSON object; it was not called. "
+                    "Call it again with a JSON object that fits its schema."
+                )
+                return Outcome(error=ToolInputInvalid(call.name, text))
+            return await self.toolset.run(call)
+        finally:
+            await counting
+
+    def _stop_call(self, running: _RunningCall, cause: str) -> None:
+        # Once: a second cancel would interrupt the clean-up of the first.
+        if running.cause is None:
+            running.cause = cause
+            running.task.cancel()
+
+    async def _count(self, call: ToolUse) -> None:
+        await self.record(ToolCalled(convo_id=self.id, tool_use_id=call.id, tool_name=call.name))
+
+    # Usage and budget
+
+    async def record(self, entry: Entry) -> None:
+        """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
+        self.ledger.record(entry)
+        if self._parent is not None:
+            await self._parent.record(entry)
+
+    async def cumulative_usage(self) -> CumulativeUsage:
+        """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""
+        return self._own_usage().model_copy(update={"tool_uses": await self.tree_tool_uses()})
+
+    async def tree_tool_uses(self) -> Mapping[str, int]:
+        """Calls by tool name over the whole tree."""
+        return self.ledger.tool_uses if self._parent is None else await self._parent.tree_tool_uses()
+
+    async def over_budget(self) -> BudgetExceeded | None:
+        """The budget that this conversation, or an ancestor, has used up; None while there is none."""
+        breaches = self.budget.breaches(self._own_usage())
+        if breaches:
+            return BudgetExceeded(self.id, breaches)
+        return None if self._parent is None else await self._parent.over_budget()
+
+    def reset_budget(self, budget: Budget) -> None:
+        """Set new limits, counted from what was used so far."""
+        self.budget = budget.on_top_of(self._own_usage())
+
+    def _own_usage(self) -> CumulativeUsage:
+        return self.ledger.usage(self._started_at, timedelta(seconds=self._monotonic() - self._started))
+
+    # The tree
+
+    def sub_conversation(
+        self, toolset: Toolset, settings: Settings | None = None, *, messages: Iterable[Message] = ()
+    ) -> Conversation:
+        """A sub-conversation in this process, with this one's provider and listener."""
+        child = Conversation(
+            self.provider,
+            toolset,
+            settings,
+            parent=self,
+            parent_id=self.id,
+            depth=self.depth + 1,
+            messages=messages,
+            listener=self.listener,
+            owns_provider=False,
+            monotonic=self._monotonic,
+        )
+        self.adopt(child.id, child)
+        return child
+
+    def adopt(self, child_id: str, child: Child) -> None:
+        """Take on a sub-conversation, so that it is cancelled, closed and shown with this one."""
+        self.refuse_if_ending()
+        self._children[child_id] = child
+
+    def refuse_if_ending(self) -> None:
+        """Raise ConvoClosed or ConvoCancelled when nothing new may be started."""
+        if self._closing is not None:
+            raise ConvoClosed(self.id)
+        if self._cause is not None:
+            raise ConvoCancelled(self.id, self._cause)
+
+    async def child_closed(self, last: Branch) -> None:
+        """A child has closed; `last` is how it stood."""
+        if self._children.pop(last.id, None) is not None:
+            self._ended.append(last)
+
+    async def tree(self) -> Branch:
+        """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
+        children = dict(self._children)
+        branches = await asyncio.gather(*(self._branch(id_, each) for id_, each in children.items()))
+        return self._self_branch().model_copy(update={"children": (*self._ended, *branches)})
+
+    async def _branch(self, child_id: str, child: Child) -> Branch:
+        try:
+            async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
+                return await child.tree()
+        except (ConvoClosed, TimeoutError):
+            lost = {"id": child_id, "parent_id": self.id, "depth": self.depth + 1, "state": State.LOST}
+            empty = self._own_usage().model_copy(update={"tool_uses": {}})
+            return Branch(**lost, label="", model="", usage=empty, budget=Budget())
+
+    def _self_branch(self) -> Branch:
+        if self._closing is not None:
+            state = State.CLOSED
+        elif self._running:
+            state = State.RUNNING_TOOLS
+        else:
+            state = State.REQUESTING if self._requesting else State.IDLE
+        return Branch(
+            id=self.id,
+            parent_id=self.info.parent_id,
+            depth=self.depth,
+            label=self.info.label,
+            state=state,
+            model=self.provider.model,
+            usage=self._own_usage(),
+            budget=self.budget,
+            running_tools=tuple(call.name for call in self._running.values()),
+        )
+
+    # The end
+
+    async def cancel(self, cause: str) -> None:
+        """Stop the request in flight, every running tool, and the same in all sub-conversations.
+
+        Returns when they have stopped. The conversation can go on afterwards: every tool call that was
+        stopped has its result. A cancel while another is under way waits for the same end.
+        """
+        if self._cancelling is None:
+            self._cancelling = asyncio.create_task(self._cancel(cause))
+        await asyncio.shield(self._cancelling)
+
+    async def _cancel(self, cause: str) -> None:
+        self._cause = cause
+        try:
+            below = [_quietly(child.cancel(cause)) for child in self._children.values()]
+            for running in self._running.values():
+                self._stop_call(running, cause)
+            for operation in self._operations:
+                operation.cancel()
+            await asyncio.gather(*below)
+            while self._operations:
+                await asyncio.wait(self._operations)
+        finally:
+            self._cause = self._cancelling = None
+
+    async def close(self) -> None:
+        """End this conversation and all below it: cancel what runs, and take no more calls."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self.cancel("the conversation was closed")
+        await asyncio.gather(*(_quietly(child.close()) for child in list(self._children.values())))
+        await self.toolset.aclose()
+        if self._owns_provider:
+            await self.provider.aclose()
+        if self._parent is not None:
+            await _quietly(self._parent.child_closed(await self.tree()))
+
+
+def _user_message(text: str, contents: Iterable[Content]) -> Message:
+    return Message(role="user", content=(*contents, *((Text(text=text),) if text else ())))
+
+
+def _stop_of(response: Response, *, first: bool) -> RunStop:
+    """Why a run ends with a response whose tools are not called."""
+    match response.stop_reason:
+        case StopReason.MAX_TOKENS | StopReason.REFUSAL | StopReason.PAUSE | StopReason.CONTEXT_FULL as stop:
+            return stop.value
+        case StopReason.STOP_SEQUENCE:
+            return "stop_sequence"
+        case _:
+            # After tool calls a model may have nothing to add; at the start that is a failure.
+            return "empty_reply" if first and not response.message.text.strip() else "end_turn"
+
+
+def _ended_outcome(call: ToolUse, running: _RunningCall) -> Outcome:
+    """How a call ended. One that was asked to stop is cancelled, whatever it still returned."""
+    if running.cause is not None:
+        return Outcome(error=ToolCancelled(call.name, running.cause))
+    return running.task.result()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile; the cancellation is raised after it."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+async def _all_to_the_end(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; when cancelled, cancel all and await their ends. Raises the first failure after all."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+    return [task.result() for task in tasks]
+
+
+async def _quietly(work: Coroutine[Any, Any, object]) -> None:
+    """Await a relative's answer; one that is gone needs nothing more."""
+    try:
+        await work
+    except ConvoClosed:
+        return

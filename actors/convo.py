@@ -1,0 +1,428 @@
+"""`Convo`: a conversation as a Ray actor. A thin shell; what it does is in `conversation`.
+
+All methods run in one event loop, which is why the core needs no locks: Ray gives each concurrency
+group a thread and a loop of its own, so there are none here. Instead the limit on calls at once is out
+of reach, so that no number of children waiting for an answer keeps a `cancel` from getting through.
+
+Layer: actors; one of the modules that know Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+
+import ray
+import ray.actor
+from ray.exceptions import RayActorError, RayTaskError
+
+from palaver.actors.budget import Budget
+from palaver.actors.conversation import Conversation, RunResult, Settings
+from palaver.actors.errors import BudgetExceeded, ConvoClosed
+from palaver.actors.ids import new_convo_id
+from palaver.actors.kin import Branch
+from palaver.actors.ledger import CumulativeUsage, Entry
+from palaver.actors.listener import Listener
+from palaver.providers.errors import ConfigurationError
+from palaver.providers.messages import Content, Message, ToolResult
+from palaver.providers.provider import Provider, Response
+from palaver.tools.task import PackedTool, RayToolset, pack
+from palaver.tools.tool import Tool, check_names
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+_CALLS_AT_ONCE = 1_000_000
+"""Ray's default for async actors is 1,000; calls beyond it queue, control calls too."""
+
+_LINGER_S = 1.0
+"""How long a closed conversation still answers, with ConvoClosed, before its process ends."""
+
+AnyTool: TypeAlias = Tool[..., Any] | PackedTool
+
+
+class RemoteMethod(Protocol[P, R_co]):
+    """A method of an actor: called as `handle.method.remote(...)`, which gives an ObjectRef at once."""
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef[R_co]:
+        """Call the method. `await` the reference, or `ray.get` it, for the result."""
+        ...
+
+    def options(self, **ray_options: Any) -> RemoteMethod[P, R_co]:
+        """The same method with Ray's options for a call."""
+        ...
+
+
+def _remotely(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> RemoteMethod[P, R]:
+    """Tell type checkers how a method looks from outside the actor. Changes nothing else."""
+    return cast("RemoteMethod[P, R]", method)
+
+
+class ConvoActor:
+    """The actor behind a `Convo` handle. Every method is called through `.remote(...)`."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        tools: Sequence[PackedTool],
+        settings: Settings,
+        listener: Listener | None = None,
+        *,
+        id: str | None = None,
+        parent: _Remote | None = None,
+        depth: int = 0,
+        messages: Sequence[Message] = (),
+    ) -> None:
+        id = id or new_convo_id()
+        self._handle = cast("ConvoHandle", ray.get_runtime_context().current_actor)
+        self._weakening: set[asyncio.Task[None]] = set()
+        self._core = Conversation(
+            provider,
+            RayToolset(tools, id, self._handle),
+            settings,
+            id=id,
+            parent=parent,
+            parent_id=parent.id if parent else None,
+            depth=depth,
+            messages=messages,
+            listener=listener,
+        )
+
+    def __repr__(self) -> str:
+        label = self._core.info.label
+        return f"Convo({self._core.id}{f' {label!r}' if label else ''})"
+
+    @_remotely
+    async def id(self) -> str:
+        """The conversation's id: `abc-defg`."""
+        return self._core.id
+
+    @_remotely
+    async def depth(self) -> int:
+        """How many conversations are above this one; 0 for a root."""
+        return self._core.depth
+
+    @_remotely
+    async def messages(self) -> tuple[Message, ...]:
+        """All messages that were sent and answered, oldest first."""
+        return self._core.transcript.messages
+
+    @_remotely
+    async def send_user_text_message(self, text: str, *contents: Content) -> Response:
+        """Send a text, with contents before it (usually tool results). See `send_message`."""
+        return await self._core.send_user_text_message(text, *contents)
+
+    @_remotely
+    async def send_message(self, message: Message) -> Response:
+        """Send a message and return the answer. Both are kept only when the request succeeds.
+
+        Tool calls that the message leaves unanswered are answered "not executed; retry possible".
+        Raises BudgetExceeded before anything is sent, ProviderError, ConvoBusy, ConvoClosed,
+        ConvoCancelled, NothingToSend, or UnknownToolCall for a result that answers no open call.
+        """
+        return await self._core.send_message(message)
+
+    @_remotely
+    async def run(self, text: str, *contents: Content) -> RunResult:
+        """Send, call the tools, send their results, until the model ends its turn or a limit stops it.
+
+        An empty `text` goes on where an earlier run stopped, with the tool results it left. A limit and
+        a cancel are results; what failed is raised, as in `send_message`. In each case everything done
+        so far stays in the conversation.
+        """
+        return await self._core.run(text, *contents)
+
+    @_remotely
+    async def tool_result_contents(self, response: Response) -> list[ToolResult]:
+        """Run all tool calls of a response at once; their results, in the order of the calls.
+
+        Empty when there are none, or when the response was cut at max_tokens, which may have cut a
+        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoClosed,
+        ConvoCancelled, and ConvoBusy when one of these calls is running already.
+        """
+        return await self._core.tool_result_contents(response)
+
+    @_remotely
+    async def tool_result_cancel_contents(self, response: Response) -> list[ToolResult]:
+        """A result for each tool call of a response that says the user cancelled it; nothing is run."""
+        return await self._core.tool_result_cancel_contents(response)
+
+    @_remotely
+    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> None:
+        """Stop one running tool call; its result is an error with the cause.
+
+        Raises UnknownToolCall, which names those that are running.
+        """
+        await self._core.cancel_tool_use(tool_use_id, cause)
+
+    @_remotely
+    async def cancel(self, cause: str) -> None:
+        """Stop the request in flight, every running tool, and the same in all sub-conversations.
+
+        Returns when they have stopped. The conversation can go on afterwards: every tool call that was
+        stopped has its result.
+        """
+        await self._core.cancel(cause)
+
+    @_remotely
+    async def close(self) -> None:
+        """End this conversation and all below it. Their processes end within about a second.
+
+        Until then calls raise ConvoClosed; afterwards Ray's own ActorDiedError.
+        """
+        await self._core.close()
+        self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
+
+    @_remotely
+    async def _leave(self) -> None:
+        await asyncio.sleep(_LINGER_S)
+        ray.actor.exit_actor()
+
+    @_remotely
+    async def cumulative_usage(self) -> CumulativeUsage:
+        """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""
+        return await self._core.cumulative_usage()
+
+    @_remotely
+    async def over_budget(self) -> BudgetExceeded | None:
+        """The budget that this conversation, or an ancestor, has used up; None while there is none."""
+        return await self._core.over_budget()
+
+    @_remotely
+    async def reset_budget(self, budget: Budget) -> None:
+        """Set new limits, counted from what was used so far."""
+        self._core.reset_budget(budget)
+
+    @_remotely
+    async def tree(self) -> Branch:
+        """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
+        return await self._core.tree()
+
+    @_remotely
+    async def sub_convo(
+        self,
+        *,
+        system_prompt: str = "",
+        tools: Sequence[AnyTool] = (),
+        budget: Budget | None = None,
+        tool_use_only: bool = False,
+        max_tokens: int | None = None,
+        label: str = "",
+        actor_options: Mapping[str, Any] | None = None,
+    ) -> ConvoHandle:
+        """Start a sub-conversation: an actor that is this one's child.
+
+        It has this one's provider, prompt caching and listener; no messages, tools or budget but the
+        ones given here. What it spends counts here too, and this one's budget holds for it. It ends
+        with `close`, with this conversation, or when its last handle is dropped. `actor_options` are
+        Ray's options for the actor. Raises ConvoClosed, ConvoCancelled, ConfigurationError.
+        """
+        settings = Settings(
+            system_prompt=system_prompt,
+            budget=budget or Budget(),
+            prompt_caching=self._core.settings.prompt_caching,
+            tool_use_only=tool_use_only,
+            max_tokens=max_tokens,
+            label=label,
+        )
+        return self._start_child(settings, tools, (), actor_options or {})
+
+    @_remotely
+    async def sub_convo_with_history(
+        self,
+        *,
+        system_prompt: str = "",
+        tools: Sequence[AnyTool] = (),
+        budget: Budget | None = None,
+        tool_use_only: bool = False,
+        max_tokens: int | None = None,
+        label: str = "",
+        actor_options: Mapping[str, Any] | None = None,
+    ) -> ConvoHandle:
+        """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
+        settings = Settings(
+            system_prompt=system_prompt,
+            budget=budget or Budget(),
+            prompt_caching=self._core.settings.prompt_caching,
+            tool_use_only=tool_use_only,
+            max_tokens=max_tokens,
+            label=label,
+        )
+        return self._start_child(settings, tools, self._core.transcript.messages, actor_options or {})
+
+    def _start_child(
+        self,
+        settings: Settings,
+        tools: Sequence[AnyTool],
+        messages: Sequence[Message],
+        actor_options: Mapping[str, Any],
+    ) -> ConvoHandle:
+        self._core.refuse_if_ending()
+        child_id = new_convo_id()
+        handle = _start(
+            self._core.provider,
+            tools,
+            settings,
+            self._core.listener,
+            actor_options,
+            id=child_id,
+            parent=_Remote(self._core.id, self._handle),
+            depth=self._core.depth + 1,
+            messages=messages,
+        )
+        child = _Remote(child_id, handle)
+        self._core.adopt(child_id, child)
+        weakening = asyncio.create_task(child.weaken())
+        self._weakening.add(weakening)
+        weakening.add_done_callback(self._weakening.discard)
+        return handle
+
+    # Called by sub-conversations
+
+    @_remotely
+    async def own_handle(self) -> ConvoHandle:
+        """A handle that does not keep this conversation alive."""
+        return self._handle
+
+    @_remotely
+    async def record(self, entry: Entry) -> None:
+        """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
+        await self._core.record(entry)
+
+    @_remotely
+    async def tree_tool_uses(self) -> Mapping[str, int]:
+        """Calls by tool name over the whole tree."""
+        return await self._core.tree_tool_uses()
+
+    @_remotely
+    async def child_closed(self, last: Branch) -> None:
+        """A child has closed; `last` is how it stood."""
+        await self._core.child_closed(last)
+
+
+ConvoHandle: TypeAlias = ConvoActor
+"""What `Convo.remote` gives: a Ray actor handle whose methods are those of ConvoActor."""
+
+
+class _Remote:
+    """A parent or child that is another actor. Ray's exceptions end here."""
+
+    def __init__(self, id: str, handle: ConvoHandle) -> None:
+        self.id = id
+        self._handle = handle
+
+    async def weaken(self) -> None:
+        """Once the actor runs, hold it no longer: it is to end when nobody else holds it."""
+        try:
+            self._handle = await self._handle.own_handle.remote()
+        except RayActorError:
+            return
+
+    async def record(self, entry: Entry) -> None:
+        await self._ask(self._handle.record.remote(entry))
+
+    async def over_budget(self) -> BudgetExceeded | None:
+        return await self._ask(self._handle.over_budget.remote())
+
+    async def tree_tool_uses(self) -> Mapping[str, int]:
+        return await self._ask(self._handle.tree_tool_uses.remote())
+
+    async def child_closed(self, last: Branch) -> None:
+        await self._ask(self._handle.child_closed.remote(last))
+
+    async def cancel(self, cause: str) -> None:
+        await self._ask(self._handle.cancel.remote(cause))
+
+    async def close(self) -> None:
+        await self._ask(self._handle.close.remote())
+
+    async def tree(self) -> Branch:
+        return await self._ask(self._handle.tree.remote())
+
+    async def _ask(self, ref: ray.ObjectRef[R]) -> R:
+        try:
+            return await ref
+        except RayActorError as error:
+            raise ConvoClosed(self.id, "its process is gone") from error
+        except RayTaskError as error:
+            raise error.cause from None
+
+
+_actor_class = cast(
+    "Any", ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=_CALLS_AT_ONCE)
+)(ConvoActor)
+
+
+def _start(
+    provider: Provider,
+    tools: Iterable[AnyTool],
+    settings: Settings,
+    listener: Listener | None,
+    ray_options: Mapping[str, Any],
+    **place: Any,
+) -> ConvoHandle:
+    """Start the actor. Everything that can be refused is refused here, before there is a process."""
+    if not isinstance(cast("object", provider), Provider):
+        raise ConfigurationError(
+            f"provider is a {type(provider).__name__}; pass one of palaver.providers, such as "
+            "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
+        )
+    packed = [pack(each) for each in _checked(tools)]
+    check_names(packed)
+    if settings.tool_use_only and not packed:
+        raise ConfigurationError("tool_use_only needs at least one tool; pass tools=[...]")
+    actor_class = _actor_class.options(**ray_options) if ray_options else _actor_class
+    return cast("ConvoHandle", actor_class.remote(provider, packed, settings, listener, **place))
+
+
+def _checked(tools: Iterable[AnyTool]) -> Iterable[AnyTool]:
+    for each in tools:
+        if not isinstance(cast("object", each), Tool | PackedTool):
+            raise ConfigurationError(f"{each!r} is no tool; make it one with @tool")
+        yield each
+
+
+class ConvoClass:
+    """Starts conversations: `Convo.remote(...)`, or with Ray's options `Convo.options(...).remote(...)`."""
+
+    def __init__(self, ray_options: Mapping[str, Any] | None = None) -> None:
+        self._ray_options = dict(ray_options or {})
+
+    def options(self, **ray_options: Any) -> ConvoClass:
+        """The same, with Ray's options for the actor: `name`, `resources`, `num_cpus`, ..."""
+        return ConvoClass({**self._ray_options, **ray_options})
+
+    def remote(
+        self,
+        provider: Provider,
+        *,
+        system_prompt: str = "",
+        tools: Sequence[AnyTool] = (),
+        budget: Budget | None = None,
+        prompt_caching: bool = True,
+        tool_use_only: bool = False,
+        max_tokens: int | None = None,
+        listener: Listener | None = None,
+        label: str = "",
+    ) -> ConvoHandle:
+        """Start a root conversation: a Ray actor, in a process of its own.
+
+        `budget` None is no limit. `tool_use_only` makes the model call a tool in every response.
+        `max_tokens` bounds one answer; None is the provider's default. `label` is shown in trees. The
+        conversation ends with `close`, or when the last handle is dropped. Raises ConfigurationError,
+        before anything is started, for what cannot work.
+        """
+        settings = Settings(
+            system_prompt=system_prompt,
+            budget=budget or Budget(),
+            prompt_caching=prompt_caching,
+            tool_use_only=tool_use_only,
+            max_tokens=max_tokens,
+            label=label,
+        )
+        return _start(provider, tools, settings, listener, self._ray_options)
+
+
+Convo = ConvoClass()

@@ -1,0 +1,121 @@
+"""Errors of conversations; they carry on the tree of `palaver.providers.errors`.
+
+    PalaverError
+      BudgetExceeded      a limit of this conversation or of an ancestor is reached
+      ConvoCancelled      the call was stopped by `cancel`
+      ConvoClosed         the conversation is closed, or its process is gone
+      ConvoBusy           another call of this conversation has not returned yet
+      UnknownToolCall     no tool call with that id is running, or open
+      NothingToSend       a message without content
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Literal, NamedTuple, TypeAlias
+
+from palaver.providers.errors import PalaverError
+
+LimitName: TypeAlias = Literal["max_dollars", "max_wall_time", "max_responses"]
+
+
+class Breach(NamedTuple):
+    """One limit that is reached. Dollars are USD, wall time is seconds; `actual` None is an unknown cost."""
+
+    limit_name: LimitName
+    limit: Decimal
+    actual: Decimal | None
+
+    def __str__(self) -> str:
+        match self.limit_name:
+            case "max_dollars" if self.actual is None:
+                return f"an unknown amount spent (a model without a price), max_dollars is ${self.limit}"
+            case "max_dollars":
+                return f"${self.actual} spent, max_dollars is ${self.limit}"
+            case "max_wall_time":
+                return f"{self.actual:.0f} s elapsed, max_wall_time is {self.limit:f} s"
+            case "max_responses":
+                return f"{self.actual} responses received, max_responses is {self.limit}"
+
+
+class BudgetExceeded(PalaverError):
+    """A limit of conversation `convo_id` is reached. `breaches`: money first, then time, then responses."""
+
+    def __init__(self, convo_id: str, breaches: Sequence[Breach]) -> None:
+        super().__init__(convo_id, tuple(breaches))
+        self.convo_id = convo_id
+        self.breaches = tuple(breaches)
+
+    def __str__(self) -> str:
+        reached = "; ".join(str(breach) for breach in self.breaches)
+        return f"conversation {self.convo_id} is over its budget: {reached}. reset_budget() grants more."
+
+
+class ConvoCancelled(PalaverError):
+    """The call was stopped because conversation `convo_id` was cancelled."""
+
+    def __init__(self, convo_id: str, cause: str) -> None:
+        super().__init__(convo_id, cause)
+        self.convo_id = convo_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"conversation {self.convo_id} was cancelled: {self.cause}"
+
+
+class ConvoClosed(PalaverError):
+    """Conversation `convo_id` takes no more calls: it was closed, or its process is gone."""
+
+    def __init__(self, convo_id: str, reason: str = "it was closed") -> None:
+        super().__init__(convo_id, reason)
+        self.convo_id = convo_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"conversation {self.convo_id} takes no more calls: {self.reason}. Start another one."
+
+
+class ConvoBusy(PalaverError):
+    """Conversation `convo_id` is in the middle of `doing`; a second call would tear its transcript."""
+
+    def __init__(self, convo_id: str, doing: str) -> None:
+        super().__init__(convo_id, doing)
+        self.convo_id = convo_id
+        self.doing = doing
+
+    def __str__(self) -> str:
+        return (
+            f"conversation {self.convo_id} is busy with {self.doing}. Await that call first, cancel() it, "
+            "or use a sub-conversation for work side by side."
+        )
+
+
+class UnknownToolCall(PalaverError):
+    """No tool call `tool_use_id` of conversation `convo_id`; `known` are those there are."""
+
+    def __init__(self, convo_id: str, tool_use_id: str, state: str, known: Sequence[str]) -> None:
+        super().__init__(convo_id, tool_use_id, state, tuple(known))
+        self.convo_id = convo_id
+        self.tool_use_id = tool_use_id
+        self.state = state
+        self.known = tuple(known)
+
+    def __str__(self) -> str:
+        return (
+            f"conversation {self.convo_id} has no {self.state} tool call {self.tool_use_id!r}; "
+            f"{self.state}: {list(self.known)}"
+        )
+
+
+class NothingToSend(PalaverError):
+    """A message without text, contents or tool results was to be sent by conversation `convo_id`."""
+
+    def __init__(self, convo_id: str) -> None:
+        super().__init__(convo_id)
+        self.convo_id = convo_id
+
+    def __str__(self) -> str:
+        return f"nothing to send in conversation {self.convo_id}: pass a text or contents"

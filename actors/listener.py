@@ -1,0 +1,115 @@
+"""Listeners: told of every request, response, tool call and tool result of a conversation.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable
+from typing import Protocol
+
+from palaver.providers.errors import PalaverError
+from palaver.providers.messages import Message, ToolResult, ToolUse, Value
+from palaver.providers.provider import Response
+
+_log = logging.getLogger("palaver.listener")
+
+LISTENER_TIMEOUT_S = 5.0
+"""An async listener that takes longer is given up on, so that it cannot hold up the conversation."""
+
+
+class ConvoInfo(Value):
+    """Which conversation an event is of."""
+
+    id: str
+    parent_id: str | None
+    depth: int
+    label: str
+
+
+class Listener(Protocol):
+    """Told of what happens, in the conversation's own process and in order.
+
+    Methods may be plain or `async`; the conversation goes on when they return. One that raises, or is
+    async and takes more than LISTENER_TIMEOUT_S, is logged and harms nothing. Sub-conversations get a
+    pickled copy. Subclass `NoopListener` to write only some of the methods.
+    """
+
+    def on_request(self, convo: ConvoInfo, request_id: str, message: Message) -> Awaitable[None] | None:
+        """`message` is about to be sent."""
+        ...
+
+    def on_response(
+        self, convo: ConvoInfo, request_id: str, response: Response | None, error: PalaverError | None
+    ) -> Awaitable[None] | None:
+        """The answer came; None when the request failed (`error` tells why) or was cancelled (no error)."""
+        ...
+
+    def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
+        """A tool is about to be called."""
+        ...
+
+    def on_tool_result(
+        self, convo: ConvoInfo, call: ToolUse, result: ToolResult, error: PalaverError | None
+    ) -> Awaitable[None] | None:
+        """A tool call ended; `error` tells why it failed."""
+        ...
+
+
+class NoopListener:
+    """A listener that ignores everything."""
+
+    def on_request(self, convo: ConvoInfo, request_id: str, message: Message) -> Awaitable[None] | None:
+        """Ignore a request."""
+
+    def on_response(
+        self, convo: ConvoInfo, request_id: str, response: Response | None, error: PalaverError | None
+    ) -> Awaitable[None] | None:
+        """Ignore a response."""
+
+    def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
+        """Ignore a tool call."""
+
+    def on_tool_result(
+        self, convo: ConvoInfo, call: ToolUse, result: ToolResult, error: PalaverError | None
+    ) -> Awaitable[None] | None:
+        """Ignore a tool result."""
+
+
+class GuardedListener:
+    """Calls a listener so that its failure is logged and harms nothing."""
+
+    def __init__(self, listener: Listener, convo: ConvoInfo) -> None:
+        self.listener = listener
+        self._convo = convo
+        self._in_order = asyncio.Lock()
+
+    async def on_request(self, request_id: str, message: Message) -> None:
+        """Tell of a request."""
+        await self._tell("on_request", request_id, message)
+
+    async def on_response(
+        self, request_id: str, response: Response | None, error: PalaverError | None = None
+    ) -> None:
+        """Tell of a response."""
+        await self._tell("on_response", request_id, response, error)
+
+    async def on_tool_call(self, call: ToolUse) -> None:
+        """Tell of a tool call."""
+        await self._tell("on_tool_call", call)
+
+    async def on_tool_result(self, call: ToolUse, result: ToolResult, error: PalaverError | None) -> None:
+        """Tell of a tool result."""
+        await self._tell("on_tool_result", call, result, error)
+
+    async def _tell(self, method: str, *args: object) -> None:
+        async with self._in_order:
+            try:
+                told = getattr(self.listener, method)(self._convo, *args)
+                if inspect.isawaitable(told):
+                    await asyncio.wait_for(told, LISTENER_TIMEOUT_S)
+            except Exception:
+                _log.exception("listener %s.%s failed", type(self.listener).__name__, method)

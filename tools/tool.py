@@ -1,0 +1,219 @@
+"""`@tool`: from a Python function to something a model can call.
+
+Layer: tools; no Ray. A Tool is described by plain values; the function itself travels packed, so that
+a process which only passes a tool on never imports what the tool needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from palaver.providers.messages import Value
+from palaver.providers.provider import ToolSpec
+from palaver.tools.errors import ToolDefinitionError
+from palaver.tools.schema import FunctionSignature, JsonSignature, Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_MAX_OUTPUT_BYTES = 1_000_000
+"""About 250,000 tokens: more text than that fits no model's context window with anything beside it."""
+
+# What both wire formats take: OpenAI's limit (64) is the narrower one.
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+class Resources(Value):
+    """What a tool call asks of Ray's scheduler.
+
+    A call holds no CPU unless it asks for one, so that any number of calls that only wait can run at
+    once. `memory` is bytes. `resources` are custom resources, `label_selector` node labels, both as in
+    Ray's `options`.
+    """
+
+    num_cpus: NonNegativeFloat = 0
+    num_gpus: NonNegativeFloat = 0
+    memory: NonNegativeInt = 0
+    resources: dict[str, float] = Field(default_factory=dict)
+    label_selector: dict[str, str] = Field(default_factory=dict)
+
+
+class Tool(Generic[P, R]):
+    """A function that a model can call. Calling the Tool itself calls the function directly.
+
+    `timeout_s` None means no limit. `max_output_bytes` is how much text a call may return.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        input_schema: Mapping[str, Any] | None = None,
+        resources: Resources | None = None,
+        timeout_s: float | None = None,
+        max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    ) -> None:
+        name = name if name is not None else getattr(function, "__name__", type(function).__name__)
+        if not _NAME.fullmatch(name):
+            raise ToolDefinitionError(
+                f"tool name {name!r} is not allowed; use 1 to 64 letters, digits, '_' and '-' "
+                "(pass name=... for a function without a name of its own)"
+            )
+        if timeout_s is not None and timeout_s <= 0:
+            raise ToolDefinitionError(
+                f"timeout_s of tool {name!r} is {timeout_s}; use seconds above 0, or None for no limit"
+            )
+        if max_output_bytes <= 0:
+            raise ToolDefinitionError(f"max_output_bytes of tool {name!r} is {max_output_bytes}; use 1 or more")
+        self._function = function
+        self._hand_written_schema = None if input_schema is None else dict(input_schema)
+        self.resources = resources or Resources()
+        self.timeout_s = timeout_s
+        self.max_output_bytes = max_output_bytes
+        signature = self._make_signature(name)
+        self.spec = ToolSpec(
+            name=name,
+            description=signature.description if description is None else description,
+            input_schema=signature.input_schema,
+        )
+
+    @property
+    def name(self) -> str:
+        """The name the model calls it by."""
+        return self.spec.name
+
+    @property
+    def function(self) -> Callable[P, R]:
+        """The function itself."""
+        return self._function
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The check of an input against what the function takes."""
+        return self._make_signature(self.name)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that make the same tool of the same function."""
+        return {
+            "name": self.spec.name,
+            "description": self.spec.description,
+            "input_schema": self._hand_written_schema,
+            "resources": self.resources,
+            "timeout_s": self.timeout_s,
+            "max_output_bytes": self.max_output_bytes,
+        }
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function directly, in this process, without any check."""
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A pickled tool arrives packed: see palaver.tools.task, which alone knows how Ray pickles code.
+        from palaver.tools.task import pack
+
+        return pack(self).__reduce__()
+
+    def __repr__(self) -> str:
+        return f"Tool({self.name!r})"
+
+    def _make_signature(self, name: str) -> Signature:
+        if self._hand_written_schema is not None:
+            return JsonSignature(name, self._function, self._hand_written_schema)
+        return FunctionSignature(name, self._function)
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    input_schema: Mapping[str, Any] | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    memory: int = 0,
+    resources: Mapping[str, float] | None = None,
+    label_selector: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    input_schema: Mapping[str, Any] | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    memory: int = 0,
+    resources: Mapping[str, float] | None = None,
+    label_selector: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+) -> Any:
+    """Make a plain or async function into a Tool.
+
+    The name, the description and the schema of the input come from the function's name, docstring and
+    annotations, unless they are given. With `input_schema` (JSON schema of an object) the function gets
+    the input's properties as keywords, checked against that schema. A parameter annotated
+    `ToolCallInfo` gets the call's info and is not shown to the model.
+
+    `num_cpus`, `num_gpus`, `memory` (bytes), `resources` and `label_selector` are what each call asks
+    of Ray; nothing by default, so that calls which only wait never queue. `timeout_s` (seconds, None
+    for no limit) counts from the start of the call. `max_output_bytes` bounds the text it returns.
+
+    Raises ToolDefinitionError when the function cannot be made into a tool.
+    """
+
+    def make(function: Callable[..., Any]) -> Tool[..., Any]:
+        return Tool(
+            function,
+            name=name,
+            description=description,
+            input_schema=input_schema,
+            resources=Resources(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                memory=memory,
+                resources=dict(resources or {}),
+                label_selector=dict(label_selector or {}),
+            ),
+            timeout_s=timeout_s,
+            max_output_bytes=max_output_bytes,
+        )
+
+    return make if function is None else make(function)
+
+
+class HasSpec(Protocol):
+    """Anything that a model sees as a tool."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The tool as the model sees it."""
+        ...
+
+
+def check_names(tools: Iterable[HasSpec]) -> None:
+    """Raise ToolDefinitionError when two tools have the same name."""
+    counts = Counter(each.spec.name for each in tools)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise ToolDefinitionError(
+            f"tool name used more than once: {', '.join(map(repr, twice))}; a model tells tools apart by "
+            "name, so rename one with @tool(name=...)"
+        )
