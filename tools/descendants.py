@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from contextlib import suppress
 
 import psutil
@@ -15,8 +16,18 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h: orphaned descendants become children of this process, not of init."""
 
-_CLOCK_SLACK_S = 0.05
-"""A process's start time is kept in clock ticks of 10 ms, counted from a rounded boot time."""
+_TICK_S = 0.02
+"""Two of the kernel's clock ticks, in which the start of a process is counted."""
+
+
+def process_clock() -> float:
+    """Now, on the clock by which psutil tells when a process was started.
+
+    On Linux that is the boot time, known to the second only, plus the time since then.
+    """
+    if sys.platform == "linux":
+        return psutil.boot_time() + time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time()
 
 
 def adopt_orphans() -> None:
@@ -29,10 +40,10 @@ def adopt_orphans() -> None:
 
 
 class Descendants:
-    """The descendants of this process that were started after `since` (Unix time)."""
+    """The descendants of this process that were started after `since` (by `process_clock`)."""
 
     def __init__(self, since: float) -> None:
-        self._since = since - _CLOCK_SLACK_S
+        self._since = since - _TICK_S
         self._self = psutil.Process()
 
     def terminate(self) -> None:

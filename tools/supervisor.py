@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 
 from palaver.tools.call import ToolCallInfo, set_current_call
-from palaver.tools.descendants import Descendants, adopt_orphans
+from palaver.tools.descendants import Descendants, adopt_orphans, process_clock
 from palaver.tools.errors import ToolCancelled
 from palaver.tools.outcome import Outcome, to_content
 from palaver.tools.tool import Tool
@@ -75,7 +75,7 @@ class Supervisor:
         unwound: the process then ends.
         """
         adopt_orphans()
-        started_at = datetime.now(UTC)
+        started_at, started = datetime.now(UTC), process_clock()
         self._is_async = inspect.iscoroutinefunction(self._tool.function)
         thread = threading.Thread(
             target=self._body, args=(started_at,), name=f"tool-{self._tool.name}", daemon=True
@@ -87,7 +87,7 @@ class Supervisor:
             thread.start()
             stopped_by = self._wait(thread)
             if stopped_by is not None:
-                self._stop(thread, Descendants(since=started_at.timestamp()))
+                self._stop(thread, Descendants(since=started))
                 error = (
                     timed_out(self._tool)
                     if stopped_by == "timeout"

@@ -1,8 +1,9 @@
 """The Ray task that every tool call is, and the one module of this layer that knows Ray.
 
-A cancelled call is stopped with `ray.cancel`, which the worker sees as SIGINT (see `supervisor`). Only a
-tool that holds the interpreter lock does not get to see that; it is killed from outside, late enough
-that a worker which could be reused cannot be hit.
+A cancelled call is stopped with `ray.cancel`, which the worker sees as SIGINT (see `supervisor`). Only
+where the tool holds the interpreter lock nothing sees it, and `ray.cancel(force=True)` neither, which
+then waits for that lock itself (Ray 2.60). Such a worker is killed by its process id, late enough that
+one which can be reused by now cannot be hit.
 
 Layer: tools.
 """
@@ -10,12 +11,15 @@ Layer: tools.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
+import psutil
 import ray
 import ray.cloudpickle
 from ray.exceptions import (
@@ -25,9 +29,10 @@ from ray.exceptions import (
     TaskCancelledError,
     TaskUnschedulableError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from palaver.providers.messages import ToolUse
-from palaver.providers.provider import ToolSpec
+from palaver.providers.provider import ToolSpec, new_request_id
 from palaver.tools.call import ToolCallInfo
 from palaver.tools.errors import ToolCancelled, ToolCrashed, ToolError
 from palaver.tools.outcome import Outcome
@@ -35,11 +40,11 @@ from palaver.tools.supervisor import UNWIND_S, Supervisor
 from palaver.tools.tool import Resources, Tool
 from palaver.tools.toolset import not_found
 
-CANCELLED_WITHIN_S = 0.35
+CANCELLED_WITHIN_S = 0.25
 """How long a cancelled call is waited for. What is left of it after that ends out of sight."""
 
-_FORCE_AFTER_S = 2 * UNWIND_S
-"""When a cancelled call that has not ended by itself is killed."""
+_KILL_AFTER_S = 2 * UNWIND_S
+"""When the worker of a cancelled call that has not ended by itself is killed."""
 
 _INLINE_CODE_BYTES = 100_000
 """Larger code goes to the object store once, rather than with every call."""
@@ -123,13 +128,15 @@ class RayToolset:
         if tool is None:
             return Outcome(error=not_found(call.name, self._tools))
         info = ToolCallInfo(call.id, call.name, self._convo_id, self._convo)
-        ref = self._submit(tool, call, info)
+        # Ray makes the task's name the title of the worker's process for as long as it runs.
+        title = f"tool {call.name} {new_request_id()}"
+        ref = self._submit(tool, title, call, info)
         done = asyncio.wrap_future(cast("Any", ref).future())
         try:
             return cast(Outcome, await asyncio.shield(done))
         except asyncio.CancelledError:
             ray.cancel(ref)
-            await self._stopped(ref, done)
+            await self._stopped(title, done)
             raise
         except RayError as error:
             return Outcome(error=_edge(tool.spec.name, error))
@@ -139,12 +146,11 @@ class RayToolset:
         if self._leftovers:
             await asyncio.wait(self._leftovers)
 
-    def _submit(self, tool: PackedTool, call: ToolUse, info: ToolCallInfo) -> ray.ObjectRef[Outcome]:
+    def _submit(self, tool: PackedTool, title: str, call: ToolUse, info: ToolCallInfo) -> Any:
         name = tool.spec.name
         if name not in self._shipped:
             asked = tool.resources
             options: dict[str, Any] = {
-                "name": f"tool {name}",
                 "num_cpus": asked.num_cpus,
                 "num_gpus": asked.num_gpus,
                 "memory": asked.memory or None,
@@ -153,29 +159,52 @@ class RayToolset:
             }
             given = {key: value for key, value in options.items() if value is not None}
             shipped = ray.put(tool) if len(tool.code) > _INLINE_CODE_BYTES else tool
-            self._shipped[name] = (cast("Any", run_tool).options(**given), shipped)
-        task, shipped = self._shipped[name]
-        return task.remote(shipped, call.input, info)
+            self._shipped[name] = (given, shipped)
+        options, shipped = self._shipped[name]
+        return cast("Any", run_tool).options(name=title, **options).remote(shipped, call.input, info)
 
-    async def _stopped(self, ref: object, done: asyncio.Future[Any]) -> None:
+    async def _stopped(self, title: str, done: asyncio.Future[Any]) -> None:
         """Wait for a cancelled call to end; what takes longer is left to a task of its own."""
         ended, _ = await asyncio.wait({done}, timeout=CANCELLED_WITHIN_S)
         if ended:
             done.exception()
             return
-        leftover = asyncio.create_task(_kill_later(ref, done))
+        leftover = asyncio.create_task(_kill_later(title, done))
         self._leftovers.add(leftover)
         leftover.add_done_callback(self._leftovers.discard)
 
 
-async def _kill_later(ref: Any, done: asyncio.Future[Any]) -> None:
-    ended, _ = await asyncio.wait({done}, timeout=_FORCE_AFTER_S)
+async def _kill_later(title: str, done: asyncio.Future[Any]) -> None:
+    ended, _ = await asyncio.wait({done}, timeout=_KILL_AFTER_S)
     if not ended:
-        ray.cancel(ref, force=True)
+        kills = [asyncio.wrap_future(ref.future()) for ref in await asyncio.to_thread(_kill_everywhere, title)]
         # Bounded: Ray does not promise that a cancelled task's reference ever resolves.
-        ended, _ = await asyncio.wait({done}, timeout=_FORCE_AFTER_S)
-    if ended:
+        ended, _ = await asyncio.wait({done, *kills}, timeout=_KILL_AFTER_S)
+    if done in ended:
         done.exception()
+
+
+def _kill_everywhere(title: str) -> list[Any]:
+    """Kill the worker that runs the task of that name, on whichever node it is. One reference per node."""
+    return [
+        cast("Any", kill_worker)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(title)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def kill_worker(title: str) -> int:
+    """Kill the worker on this node that runs the task named `title`; how many there were (0 or 1)."""
+    killed = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and process.cmdline()[:1] == [f"ray::{title}"]:
+                process.kill()
+                killed += 1
+    return killed
 
 
 def _edge(tool_name: str, error: RayError) -> ToolError:

@@ -1,0 +1,186 @@
+"""Ray for a program: the cluster it is told of, the one that runs here, or one of its own for as long
+as it runs.
+
+Layer: actors; one of the modules that know Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from palaver.providers.errors import ConfigurationError
+
+_CONNECT_WITHIN_S = 5.0
+
+_MAX_IDLE_WORKERS = 32
+_IDLE_WORKER_BYTES = 256 * 1024**2
+"""Ray ends idle workers beyond the number of CPUs after a second, so that each burst of tool calls pays
+for new ones. A Ray of our own keeps up to 32, one for each 256 MiB of the machine's memory (an idle
+worker has about 46 MB of its own; measured with Ray 2.60, November 2026)."""
+
+
+class ClusterUnreachable(ConfigurationError):
+    """No Ray answers at the address, or it does not let us in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A connection to Ray. `owned` is whether this Ray was started for it, and ends with it."""
+
+    address: str
+    owned: bool
+
+
+@contextmanager
+def cluster(
+    address: str | None = None, *, num_cpus: int | None = None, log_to_driver: bool = True
+) -> Iterator[Cluster]:
+    """Connect this process to Ray for the length of the block.
+
+    `address` is `host:port` of a running Ray. None takes RAY_ADDRESS, or else a Ray that was started on
+    this machine with `ray start`; where there is none, one is started, with `num_cpus` (None for all of
+    the machine's), and is gone with its files after the block. `log_to_driver` shows what actors and
+    tools print. Raises ClusterUnreachable.
+    """
+    wanted = address or os.environ.get("RAY_ADDRESS") or _running_here()
+    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    # Already what ray.init says before it sets its level.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if wanted is None:
+        with _own_files() as (folder, environment), _environment(environment):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    _temp_dir=str(folder),
+                    _system_config={"num_workers_soft_limit": _idle_workers()},
+                    **options,
+                )
+                yield Cluster(ray.get_runtime_context().gcs_address, owned=True)
+            finally:
+                ray.shutdown()
+        return
+    _check_listening(wanted)
+    try:
+        try:
+            ray.init(address=wanted, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterUnreachable(_refusal(wanted, error)) from error
+        yield Cluster(wanted, owned=False)
+    finally:
+        ray.shutdown()
+
+
+def _running_here() -> str | None:
+    """The address of a Ray that runs on this machine, None when there is none."""
+    with suppress(OSError):
+        address = (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").read_text().strip()
+        # The file outlives a Ray that was killed.
+        if address and _listens(address):
+            return address
+    return None
+
+
+def _check_listening(address: str) -> None:
+    if address == "auto":
+        running = _running_here()
+        if running is None:
+            raise ClusterUnreachable(
+                "no Ray runs on this machine; start one with `ray start --head`, or leave the address "
+                "out to have one started for this run"
+            )
+    elif not _listens(address):
+        raise ClusterUnreachable(
+            f"nothing listens at Ray address {address!r}; check host and port (`ray start --head` prints "
+            "them, the port is 6379 by default), or leave the address out to have a Ray started here"
+        )
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN_S):
+            return True
+    except ValueError:
+        raise ClusterUnreachable(f"Ray address {address!r} is not of the form host:port") from None
+    except OSError:
+        return False
+
+
+def _refusal(address: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"Ray at {address!r} cannot be used: {reason}. If it was started with a token, set "
+        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN); its Ray version and Python have "
+        f"to be the same as here (Ray {ray.__version__})."
+    )
+
+
+def _idle_workers() -> int:
+    return max(2, min(_MAX_IDLE_WORKERS, psutil.virtual_memory().total // _IDLE_WORKER_BYTES))
+
+
+@contextmanager
+def _own_files() -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder for a Ray of our own, with a token nobody else can read, and the environment it needs.
+
+    The folder's name holds this process's id: one that was killed leaves its folder to the next.
+    """
+    root = Path(tempfile.gettempdir())
+    for left in root.glob(f"palaver-{os.getuid()}-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    # Short, since the paths of Ray's sockets below it may have no more than 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix=f"palaver-{os.getuid()}-{os.getpid()}-", dir=root))
+    try:
+        environment = {
+            # Ray would make a copy of the environment in every worker when run under `uv run`.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            # Silences a notice about a future change of GPU handling, of no use to who runs this.
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+        if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Otherwise Ray makes a token in the home directory that all users of the machine can read.
+            token = folder / "token"
+            token.touch(mode=0o600)
+            token.write_text(_token())
+            environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+        yield folder, environment
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _token() -> str:
+    """The token of every Ray this process starts; Ray reads it once and keeps it."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,52 @@
+"""Fixtures for all tests. A test that asks for `ray_cluster` shares one Ray with all others that do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from palaver.actors.cluster import Cluster, cluster
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """One Ray of our own, with 2 CPUs; gone afterwards with all its processes and files."""
+    # Workers import the tools that tests define from the tests' own modules.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    with cluster(num_cpus=2, log_to_driver=False) as started:
+        yield started
+    left = [each for each in psutil.Process().children(recursive=True) if "ray" in each.name()]
+    assert not psutil.wait_procs(left, timeout=10)[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses Ray is marked so, and runs last, so that what is quick to fail fails first."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+def eventually(condition: Callable[[], object], within_s: float) -> bool:
+    """Whether `condition` comes true in time; looks every 20 ms."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead but not collected yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
