@@ -1,0 +1,82 @@
+"""Providers: the neutral types of a conversation, and one adapter per wire API.
+
+Layer: the lowest of palaver; imports neither tools nor actors, nor Ray. Importing it is cheap: httpx,
+tenacity and genai-prices are loaded when first needed.
+"""
+
+from palaver.providers.anthropic import Anthropic
+from palaver.providers.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    BadResponse,
+    ConfigurationError,
+    ContextTooLong,
+    MissingKey,
+    Overloaded,
+    PalaverError,
+    ProviderError,
+    QuotaExhausted,
+    RateLimited,
+    TransportFailed,
+    UnknownModel,
+)
+from palaver.providers.http_errors import AnswerLost, MalformedCall
+from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
+from palaver.providers.models import ModelRow, default_provider, known_models, provider_for
+from palaver.providers.openai import LlamaCPP, OpenAI
+from palaver.providers.prices import Price, Rates, Tier, lookup_price
+from palaver.providers.profiles import Profile
+from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice, ToolSpec
+from palaver.providers.retry import RetryPolicy
+from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
+from palaver.providers.usage import Usage
+
+__all__ = [
+    "AnswerLost",
+    "Anthropic",
+    "AuthenticationFailed",
+    "BadRequest",
+    "BadResponse",
+    "ConfigurationError",
+    "Content",
+    "ContextTooLong",
+    "Image",
+    "LlamaCPP",
+    "MalformedCall",
+    "Message",
+    "MissingKey",
+    "ModelRow",
+    "Opaque",
+    "OpenAI",
+    "Overloaded",
+    "PalaverError",
+    "Price",
+    "Profile",
+    "Provider",
+    "ProviderError",
+    "QuotaExhausted",
+    "RateLimited",
+    "Rates",
+    "Reply",
+    "Request",
+    "Response",
+    "RetryPolicy",
+    "Script",
+    "ScriptEnded",
+    "Scripted",
+    "StopReason",
+    "Text",
+    "Thinking",
+    "Tier",
+    "ToolChoice",
+    "ToolResult",
+    "ToolSpec",
+    "ToolUse",
+    "TransportFailed",
+    "UnknownModel",
+    "Usage",
+    "default_provider",
+    "known_models",
+    "lookup_price",
+    "provider_for",
+]

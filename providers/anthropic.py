@@ -1,0 +1,176 @@
+"""Anthropic: the Messages API, one whole answer at a time.
+
+Layer: providers; the wire format is in `anthropic_wire`, HTTP in `http`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, to_wire
+from palaver.providers.errors import BadRequest, ConfigurationError
+from palaver.providers.http import Endpoint
+from palaver.providers.http_errors import Peer
+from palaver.providers.keys import find_key
+from palaver.providers.prices import Price, lookup_price
+from palaver.providers.provider import Request, Response
+from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.secret import Secret
+
+if TYPE_CHECKING:
+    import httpx
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+ANTHROPIC_KEY_VARIABLE = "ANTHROPIC_API_KEY"
+
+_API_VERSION = "2023-06-01"
+"""Works with every model; 2026-10-21 refuses sampling parameters (PROVIDERS.md, November 2026)."""
+
+MAX_TOKENS_WITHOUT_STREAMING = 21_333
+"""More might take longer than the ten minutes a connection is kept: 128,000 tokens an hour, as the
+official SDK reckons (`anthropic` 2.12, `_calculate_nonstreaming_timeout`)."""
+
+_DEFAULT_MAX_TOKENS = 16_384
+_MAX_TOKENS_BY_PREFIX: Mapping[str, int] = {
+    # Output limits of models which have less (platform.claude.com/docs models overview); opus 4.0 and
+    # 4.1 without streaming: `MODEL_NONSTREAMING_TOKENS` of `anthropic` 2.12, November 2026.
+    "claude-3-5-": 8_192,
+    "claude-3-7-": 16_384,
+    "claude-3-": 4_096,
+    "claude-opus-4-0": 8_192,
+    "claude-opus-4-1": 8_192,
+    "claude-opus-4-2025": 8_192,
+}
+_MIN_THINKING_TOKENS = 1_024
+
+
+class Anthropic:
+    """A Claude model behind the Anthropic Messages API, or behind another server that speaks it.
+
+    `api_key` None takes ANTHROPIC_API_KEY from the environment now, not later: the key travels with
+    the provider. `max_tokens` bounds each answer where the request names no bound; None takes 16,384,
+    or the model's own limit where that is lower. `price` None looks the list price up (about a second
+    in the first provider of a process); it stays None, and every cost with it, when the price is
+    unknown. `timeout_s` bounds one try from its first byte to its last.
+
+    `thinking` is "adaptive" (the model decides), a budget in tokens (1,024 or more, less than
+    `max_tokens`), or "disabled"; None leaves it to the model. Which of them a model takes is for the
+    server to say. `effort` is passed on.
+
+    Raises MissingKey without a key, and ConfigurationError for numbers that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: str = "claude-sonnet-4-5",
+        *,
+        api_key: str | Secret | None = None,
+        base_url: str = ANTHROPIC_URL,
+        max_tokens: int | None = None,
+        thinking: Literal["adaptive", "disabled"] | int | None = None,
+        effort: Effort | None = None,
+        cache_ttl: CacheTtl = "5m",
+        price: Price | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_s: float = 600.0,
+        headers: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._model = model
+        self._max_tokens = _checked_max_tokens(model, max_tokens)
+        self._thinking = _thinking_config(thinking, self._max_tokens)
+        self._effort: Effort | None = effort
+        self._cache_ttl: CacheTtl = cache_ttl
+        key = find_key(api_key, ANTHROPIC_KEY_VARIABLE, ORIGIN)
+        self._endpoint = Endpoint(
+            Peer(ORIGIN, model, key),
+            base_url,
+            key_header="x-api-key",
+            headers={"anthropic-version": _API_VERSION, **(headers or {})},
+            retry=retry or RetryPolicy(),
+            timeout_s=timeout_s,
+            clock=clock,
+            transport=transport,
+        )
+        self._clock = clock or Clock()
+        self._price = price if price is not None else lookup_price(model, base_url)
+
+    @property
+    def name(self) -> str:
+        """Always "anthropic"."""
+        return ORIGIN
+
+    @property
+    def model(self) -> str:
+        """The model's id, as Anthropic knows it."""
+        return self._model
+
+    @property
+    def price(self) -> Price | None:
+        """What the model costs; None when that is unknown."""
+        return self._price
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of an answer to a request that names no bound of its own."""
+        return self._max_tokens
+
+    async def generate(self, request: Request) -> Response:
+        """Answer one request; see `Provider.generate`.
+
+        Raises BadRequest for a `max_tokens` above 21,333, which would need streaming.
+        """
+        asked = request.max_tokens or self._max_tokens
+        if asked > MAX_TOKENS_WITHOUT_STREAMING:
+            raise BadRequest(
+                f"anthropic ({self._model}): max_tokens is {asked}, without streaming at most "
+                f"{MAX_TOKENS_WITHOUT_STREAMING}; ask for less (nothing was sent)",
+                ORIGIN,
+            )
+        body = to_wire(
+            request,
+            model=self._model,
+            max_tokens=self._max_tokens,
+            thinking=self._thinking,
+            effort=self._effort,
+            cache_ttl=self._cache_ttl,
+        )
+
+        def read(answer: Mapping[str, Any]) -> Response:
+            return from_wire(answer, request=request, model=self._model, price=self._price)
+
+        started_at = self._clock.now()
+        response = await self._endpoint.post("v1/messages", body, read)
+        return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
+
+    async def aclose(self) -> None:
+        """Close the connections. Harmless when called twice."""
+        await self._endpoint.aclose()
+
+    def __repr__(self) -> str:
+        return f"Anthropic(model={self._model!r}, host={self._endpoint.host!r})"
+
+
+def _checked_max_tokens(model: str, max_tokens: int | None) -> int:
+    if max_tokens is None:
+        limits = (limit for prefix, limit in _MAX_TOKENS_BY_PREFIX.items() if model.startswith(prefix))
+        return next(limits, _DEFAULT_MAX_TOKENS)
+    if not 1 <= max_tokens <= MAX_TOKENS_WITHOUT_STREAMING:
+        raise ConfigurationError(
+            f"max_tokens is {max_tokens}; an answer that is not streamed may have 1 to "
+            f"{MAX_TOKENS_WITHOUT_STREAMING} tokens"
+        )
+    return max_tokens
+
+
+def _thinking_config(thinking: str | int | None, max_tokens: int) -> dict[str, Any] | None:
+    if thinking is None or isinstance(thinking, str):
+        return None if thinking is None else {"type": thinking}
+    if not _MIN_THINKING_TOKENS <= thinking < max_tokens:
+        raise ConfigurationError(
+            f"thinking has a budget of {thinking} tokens; it must be at least {_MIN_THINKING_TOKENS} and "
+            f"less than max_tokens, {max_tokens}"
+        )
+    return {"type": "enabled", "budget_tokens": thinking}

@@ -1,0 +1,241 @@
+"""The Anthropic Messages API: neutral types to its JSON and back.
+
+Facts: the official SDK (`anthropic` 2.12 on PyPI) and platform.claude.com/docs, November 2026. History
+is append-only on current models: what came from Anthropic goes back as it came, in the same words in
+every request; only `cache_control` marks may move.
+
+Layer: providers; pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+from palaver.providers.call_ids import CallIds, WireIds
+from palaver.providers.errors import BadResponse
+from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
+from palaver.providers.prices import Price
+from palaver.providers.provider import Request, Response, StopReason, ToolChoice
+from palaver.providers.untyped import as_count, as_dict, as_list, as_text
+from palaver.providers.usage import Usage
+
+ORIGIN = "anthropic"
+
+Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
+CacheTtl: TypeAlias = Literal["5m", "1h"]
+
+_ID_PATTERN = r"[a-zA-Z0-9_-]+"
+_MARKABLE = frozenset({"text", "image", "tool_use", "tool_result"})
+"""Block types that may carry `cache_control` and that palaver writes itself. At most four marks."""
+
+_NO_FORCED_CHOICE = ("claude-fable-5", "claude-mythos-5", "claude-opus-5-5", "claude-sonnet-5-5")
+"""Models that answer a forced tool choice with 400 (shared/PROVIDERS.md, November 2026)."""
+
+_STOP_REASONS: Mapping[str, StopReason] = {
+    "end_turn": StopReason.END_TURN,
+    "tool_use": StopReason.TOOL_USE,
+    "max_tokens": StopReason.MAX_TOKENS,
+    "stop_sequence": StopReason.STOP_SEQUENCE,
+    "refusal": StopReason.REFUSAL,
+    "pause_turn": StopReason.PAUSE,
+    "model_context_window_exceeded": StopReason.CONTEXT_FULL,
+}
+
+
+def to_wire(
+    request: Request,
+    *,
+    model: str,
+    max_tokens: int,
+    thinking: Mapping[str, Any] | None = None,
+    effort: Effort | None = None,
+    cache_ttl: CacheTtl = "5m",
+) -> dict[str, Any]:
+    """The body of POST /v1/messages. `max_tokens` holds where the request names none.
+
+    A tool choice that forces a call becomes "auto" where the API refuses it: on some newest models,
+    and with thinking switched on.
+    """
+    ids = WireIds(request.messages, ORIGIN, _ID_PATTERN)
+    messages = [wire for message in request.messages if (wire := _message(message, ids))["content"]]
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": request.max_tokens or max_tokens,
+        "messages": messages,
+    }
+    if request.system.strip():
+        body["system"] = [{"type": "text", "text": request.system}]
+    if request.tools:
+        body["tools"] = [
+            {
+                "name": tool.name,
+                **({"description": tool.description} if tool.description else {}),
+                "input_schema": tool.input_schema,
+            }
+            for tool in request.tools
+        ]
+        if request.tool_choice is not None:
+            thinks = thinking is not None and thinking.get("type") != "disabled"
+            may_force = not thinks and not model.startswith(_NO_FORCED_CHOICE)
+            body["tool_choice"] = _tool_choice(request.tool_choice, may_force)
+    if thinking is not None:
+        body["thinking"] = dict(thinking)
+    if effort is not None:
+        body["output_config"] = {"effort": effort}
+    if request.prompt_caching:
+        _mark_for_caching(body, cache_ttl)
+    return body
+
+
+def from_wire(answer: Mapping[str, Any], *, request: Request, model: str, price: Price | None) -> Response:
+    """The response in an answer of POST /v1/messages.
+
+    An empty content is a legal answer: the model had nothing to add. Raises BadResponse, with the
+    usage, when there is no content list at all.
+    """
+    usage = usage_from_wire(answer.get("usage"), price)
+    if not isinstance(answer.get("content"), list):
+        raise BadResponse(
+            f"anthropic ({model}) answered without a content list; it has {sorted(answer)}; "
+            "check that base_url leads to the Messages API",
+            ORIGIN,
+            200,
+            usage=usage,
+        )
+    ids = CallIds(request)
+    message = Message(
+        role="assistant",
+        content=tuple(_content_from_wire(as_dict(block), ids) for block in as_list(answer["content"])),
+    )
+    otherwise = StopReason.TOOL_USE if message.tool_uses else StopReason.END_TURN
+    return Response(
+        id=as_text(answer.get("id")),
+        request_id=request.id,
+        model=as_text(answer.get("model")) or model,
+        message=message,
+        stop_reason=_STOP_REASONS.get(as_text(answer.get("stop_reason")), otherwise),
+        usage=usage,
+    )
+
+
+def usage_from_wire(wire: object, price: Price | None) -> Usage:
+    """Usage with its cost; the cost is None when the price or the usage is unknown.
+
+    Anthropic's `input_tokens` exclude what was read from or written to the cache, as ours do.
+    """
+    counts = as_dict(wire)
+    if not counts:
+        return Usage()
+    written = as_count(counts.get("cache_creation_input_tokens"))
+    written_1h = as_count(as_dict(counts.get("cache_creation")).get("ephemeral_1h_input_tokens"))
+    usage = Usage(
+        input_tokens=as_count(counts.get("input_tokens")),
+        cache_read_input_tokens=as_count(counts.get("cache_read_input_tokens")),
+        cache_creation_input_tokens=max(written, written_1h),
+        cache_creation_1h_input_tokens=written_1h,
+        output_tokens=as_count(counts.get("output_tokens")),
+        thinking_tokens=as_count(as_dict(counts.get("output_tokens_details")).get("thinking_tokens")),
+    )
+    return usage if price is None else usage.model_copy(update={"cost_usd": price.cost(usage)})
+
+
+def _message(message: Message, ids: WireIds) -> dict[str, Any]:
+    # The API wants all results of a turn before any text.
+    parts = sorted(message.content, key=lambda part: not isinstance(part, ToolResult))
+    blocks = (_block(part, ids) for part in parts)
+    return {"role": message.role, "content": [block for block in blocks if block is not None]}
+
+
+def _block(part: Content, ids: WireIds) -> dict[str, Any] | None:
+    """One content block; None for what the API refuses (blank text) or what is another provider's."""
+    match part:
+        case Text():
+            return {"type": "text", "text": part.text} if part.text.strip() else None
+        case Image():
+            return _image(part)
+        case Thinking() | Opaque():
+            return dict(part.raw) if part.origin == ORIGIN else None
+        case ToolUse():
+            extra = part.extra if part.origin == ORIGIN else {}
+            return {**extra, "type": "tool_use", "id": ids[part.id], "name": part.name, "input": part.input}
+        case ToolResult():
+            return _tool_result(part, ids)
+
+
+def _image(image: Image) -> dict[str, Any]:
+    data = base64.b64encode(image.data).decode()
+    return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": data}}
+
+
+def _tool_result(result: ToolResult, ids: WireIds) -> dict[str, Any]:
+    content = [
+        _image(part) if isinstance(part, Image) else {"type": "text", "text": part.text}
+        for part in result.content
+        if isinstance(part, Image) or part.text.strip()
+    ]
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": ids[result.tool_use_id]}
+    if result.is_error:
+        block["is_error"] = True
+        # "content cannot be empty if is_error is true"
+        content = content or [{"type": "text", "text": "failed without a message"}]
+    return {**block, "content": content} if content else block
+
+
+def _tool_choice(choice: ToolChoice, may_force: bool) -> dict[str, Any]:
+    if choice.type == "none":
+        return {"type": "none"}
+    wire: dict[str, Any] = {"type": choice.type if may_force else "auto"}
+    if wire["type"] == "tool":
+        wire["name"] = choice.name
+    return wire if choice.parallel else {**wire, "disable_parallel_tool_use": True}
+
+
+def _mark_for_caching(body: dict[str, Any], ttl: CacheTtl) -> None:
+    """Mark the end of the tools, of the system prompt, and of the last two user messages.
+
+    The older of these two is where the request before this one was marked: the API looks back only 20
+    blocks from a mark for an entry (platform.claude.com/docs prompt-caching, November 2026), which a
+    turn with ten parallel calls exceeds.
+    """
+    mark = {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
+    for blocks in (body.get("tools"), body.get("system")):
+        if blocks:
+            blocks[-1]["cache_control"] = mark
+    from_user = [message["content"] for message in body["messages"] if message["role"] == "user"]
+    for content in from_user[-2:]:
+        block = _last_markable(content)
+        if block is not None:
+            block["cache_control"] = mark
+
+
+def _last_markable(content: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((block for block in reversed(list(content)) if block["type"] in _MARKABLE), None)
+
+
+def _content_from_wire(block: dict[str, Any], ids: CallIds) -> Content:
+    match block.get("type"):
+        case "text":
+            return Text(text=as_text(block.get("text")))
+        case "thinking":
+            return Thinking(text=as_text(block.get("thinking")), origin=ORIGIN, raw=block)
+        case "redacted_thinking":
+            return Thinking(origin=ORIGIN, raw=block)
+        case "tool_use":
+            return _tool_use_from_wire(block, ids)
+        case _:
+            return Opaque(origin=ORIGIN, raw=block)
+
+
+def _tool_use_from_wire(block: dict[str, Any], ids: CallIds) -> ToolUse:
+    own_id, wire_id = ids.assign(as_text(block.get("id")))
+    known = {"type", "id", "name", "input"}
+    return ToolUse(
+        id=own_id,
+        wire_id=wire_id,
+        name=as_text(block.get("name")),
+        input=as_dict(block.get("input")),
+        origin=ORIGIN,
+        extra={key: value for key, value in block.items() if key not in known and value is not None},
+    )

@@ -1,0 +1,151 @@
+"""Any server that speaks OpenAI's chat completions, one whole answer at a time.
+
+Layer: providers; the wire format is in `openai_wire` and `openai_answer`, what sets servers apart in
+`profiles`, HTTP in `http`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from palaver.providers.errors import ConfigurationError
+from palaver.providers.http import Endpoint
+from palaver.providers.http_errors import Peer
+from palaver.providers.keys import find_key
+from palaver.providers.openai_answer import from_wire
+from palaver.providers.openai_wire import to_wire
+from palaver.providers.prices import Price, lookup_price
+from palaver.providers.profiles import Profile, profile_for, server_name, service_at
+from palaver.providers.provider import Request, Response
+from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.secret import Secret
+
+if TYPE_CHECKING:
+    import httpx
+
+OPENAI_URL = "https://api.openai.com/v1"
+LLAMA_CPP_URL = "http://localhost:8080/v1"
+"""Where llama.cpp's `llama-server` listens unless told otherwise."""
+
+
+class OpenAI:
+    """A model behind chat completions, at OpenAI or at any base URL that speaks the same.
+
+    The key is `api_key`, else what the environment variable `api_key_env` holds now. `api_key_env` None
+    takes the variable of the service at `base_url` (OPENAI_API_KEY for api.openai.com), and no key for a
+    host that is not known: a key is never sent to a server it was not made for.
+
+    `name` is who answers, by default the service or the host; reasoning goes back to the same name
+    alone. `profile` None chooses the flags by base URL and model. `max_tokens` bounds each answer where
+    the request names no bound; None leaves it to the server. `reasoning_effort` is passed on; None sends
+    none, except "none" beside tools to the OpenAI models that need it. `price` None looks the list price
+    up (about a second in the first provider of a process); it stays None when the price is unknown, and
+    then so is every cost that the server does not tell itself. `timeout_s` bounds one try as a whole.
+
+    Raises MissingKey when the key's variable is not set, ConfigurationError for a wrong base URL.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str = OPENAI_URL,
+        api_key: str | Secret | None = None,
+        api_key_env: str | None = None,
+        name: str | None = None,
+        profile: Profile | None = None,
+        max_tokens: int | None = None,
+        reasoning_effort: str | None = None,
+        price: Price | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_s: float = 600.0,
+        headers: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigurationError(f"max_tokens is {max_tokens}; an answer needs at least 1")
+        self._model = model
+        self._name = name or server_name(base_url)
+        self._profile = profile or profile_for(base_url, model)
+        self._max_tokens = max_tokens
+        self._reasoning_effort = reasoning_effort
+        service = service_at(base_url)
+        variable = api_key_env or (service.key_variable if service else None)
+        self._endpoint = Endpoint(
+            Peer(self._name, model, find_key(api_key, variable, self._name)),
+            base_url,
+            headers=headers,
+            retry=retry or RetryPolicy(),
+            timeout_s=timeout_s,
+            clock=clock,
+            transport=transport,
+        )
+        self._clock = clock or Clock()
+        self._price = price if price is not None else lookup_price(model, base_url)
+
+    @property
+    def name(self) -> str:
+        """Who answers: "openai", "gemini", ..., or the host and port of another server."""
+        return self._name
+
+    @property
+    def model(self) -> str:
+        """The model's id, as the server knows it."""
+        return self._model
+
+    @property
+    def price(self) -> Price | None:
+        """What the model costs; None when that is unknown."""
+        return self._price
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of an answer to a request that names no bound; None leaves it to the server."""
+        return self._max_tokens
+
+    @property
+    def profile(self) -> Profile:
+        """The flags in use for this server and model."""
+        return self._profile
+
+    async def generate(self, request: Request) -> Response:
+        """Answer one request; see `Provider.generate`."""
+        body = to_wire(
+            request,
+            model=self._model,
+            origin=self._name,
+            profile=self._profile,
+            max_tokens=self._max_tokens,
+            reasoning_effort=self._reasoning_effort,
+        )
+
+        def read(answer: Mapping[str, Any]) -> Response:
+            return from_wire(
+                answer,
+                request=request,
+                peer=self._endpoint.peer,
+                origin=self._name,
+                price=self._price,
+                now=self._clock.now(),
+            )
+
+        started_at = self._clock.now()
+        response = await self._endpoint.post("chat/completions", body, read)
+        return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
+
+    async def aclose(self) -> None:
+        """Close the connections. Harmless when called twice."""
+        await self._endpoint.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self._model!r}, host={self._endpoint.host!r})"
+
+
+class LlamaCPP(OpenAI):
+    """llama.cpp's own server on this machine: no key, no price. Start it with `llama-server --jinja`."""
+
+    def __init__(self, model: str = "llama.cpp", *, base_url: str = LLAMA_CPP_URL, **options: Any) -> None:
+        options.setdefault("price", Price.free())
+        super().__init__(model, base_url=base_url, **options)

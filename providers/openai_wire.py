@@ -1,0 +1,167 @@
+"""Chat completions, on the way out: neutral requests to JSON.
+
+Facts: the official SDK (`openai` 3.54 on PyPI) and the quirk table of PROVIDERS.md, November 2026.
+The way back is in `openai_answer`.
+
+Layer: providers; pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from palaver.providers.call_ids import WireIds
+from palaver.providers.messages import Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
+from palaver.providers.profiles import Profile
+from palaver.providers.provider import Request, ToolChoice
+from palaver.providers.schemas import plain_schema
+
+_NO_OUTPUT = "(no output)"
+"""Some servers refuse an empty tool message."""
+
+
+def to_wire(
+    request: Request,
+    *,
+    model: str,
+    origin: str,
+    profile: Profile,
+    max_tokens: int | None = None,
+    reasoning_effort: str | None = None,
+) -> dict[str, Any]:
+    """The body of POST /chat/completions, with no more fields than it needs.
+
+    `origin` names the server: reasoning and unknown fields of calls go back to it alone. `max_tokens`
+    holds where the request names none; None leaves it to the server.
+    """
+    body: dict[str, Any] = {"model": model, "messages": _messages(request, origin, profile)}
+    bound = request.max_tokens or max_tokens
+    if bound is not None:
+        body[profile.max_tokens_field] = bound
+    if request.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    **({"description": tool.description} if tool.description else {}),
+                    "parameters": plain_schema(tool.input_schema)
+                    if profile.plain_schemas
+                    else tool.input_schema,
+                },
+            }
+            for tool in request.tools
+        ]
+        if request.tool_choice is not None:
+            body["tool_choice"] = _tool_choice(request.tool_choice, profile)
+            if not request.tool_choice.parallel and profile.parallel_tool_calls:
+                body["parallel_tool_calls"] = False
+    effort = reasoning_effort or (profile.effort_with_tools if request.tools else None)
+    if effort is not None:
+        body["reasoning_effort"] = effort
+    return body
+
+
+def _tool_choice(choice: ToolChoice, profile: Profile) -> str | dict[str, Any]:
+    if choice.type in ("any", "tool") and not profile.forced_tool_choice:
+        return "auto"
+    if choice.type == "tool":
+        return {"type": "function", "function": {"name": choice.name}}
+    return "required" if choice.type == "any" else choice.type
+
+
+def _messages(request: Request, origin: str, profile: Profile) -> list[dict[str, Any]]:
+    ids = WireIds(request.messages, origin, profile.tool_call_id_pattern)
+    wire: list[dict[str, Any]] = []
+    if request.system.strip():
+        # Never "developer": that role is OpenAI's alone (pydantic-ai#5812).
+        wire.append({"role": "system", "content": request.system})
+    for message in request.messages:
+        if message.role == "assistant":
+            wire += _assistant(message, ids, origin, profile)
+        else:
+            wire += _user(message, ids, profile)
+    return wire
+
+
+def _user(message: Message, ids: WireIds, profile: Profile) -> list[dict[str, Any]]:
+    """The tool messages of a turn, in order, then one user message with everything else."""
+    wire = [_tool_message(result, ids, profile) for result in message.tool_results]
+    parts: list[Text | Image] = []
+    if not profile.images_in_tool_results:
+        for result in message.tool_results:
+            images = [part for part in result.content if isinstance(part, Image)]
+            if images:
+                parts += [Text(text=f"Images in the result of tool call {ids[result.tool_use_id]}:"), *images]
+    parts += [part for part in message.content if isinstance(part, Text | Image)]
+    content = _content(parts)
+    if not content:
+        return wire
+    if wire and not profile.user_may_follow_tool:
+        wire.append({"role": "assistant", "content": "OK."})
+    return [*wire, {"role": "user", "content": content}]
+
+
+def _tool_message(result: ToolResult, ids: WireIds, profile: Profile) -> dict[str, Any]:
+    shown = [part for part in result.content if isinstance(part, Text) or profile.images_in_tool_results]
+    if result.is_error:
+        # There is no field for it: unless the text says so, the model takes the failure for a result.
+        shown.insert(0, Text(text="The tool failed:"))
+    content = _content(shown)
+    if not content:
+        has_images = any(isinstance(part, Image) for part in result.content)
+        content = "(images follow)" if has_images else _NO_OUTPUT
+    return {"role": "tool", "tool_call_id": ids[result.tool_use_id], "content": content}
+
+
+def _content(parts: Iterable[Text | Image]) -> str | list[dict[str, Any]]:
+    """Plain text where there are no images: some servers take nothing else."""
+    shown = [part for part in parts if isinstance(part, Image) or part.text.strip()]
+    if not any(isinstance(part, Image) for part in shown):
+        return "\n".join(part.text for part in shown if isinstance(part, Text))
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, Text)
+        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        for part in shown
+    ]
+
+
+def _data_url(image: Image) -> str:
+    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+
+
+def _assistant(message: Message, ids: WireIds, origin: str, profile: Profile) -> list[dict[str, Any]]:
+    """One assistant message; none when nothing of it may be sent, since an empty one is refused."""
+    wire: dict[str, Any] = {"role": "assistant"}
+    text = message.text
+    calls = [_tool_call(call, ids, origin) for call in message.tool_uses]
+    if not text.strip() and not calls:
+        return []
+    if text.strip():
+        wire["content"] = text
+    elif profile.content_beside_calls != "absent":
+        wire["content"] = None if profile.content_beside_calls == "null" else ""
+    if calls:
+        wire["tool_calls"] = calls
+    for part in message.content:
+        if isinstance(part, Thinking) and not profile.replay_reasoning:
+            continue
+        if isinstance(part, Thinking | Opaque) and part.origin == origin:
+            wire.update(part.raw)
+    return [wire]
+
+
+def _tool_call(call: ToolUse, ids: WireIds, origin: str) -> dict[str, Any]:
+    # Arguments that were no JSON stay out: a server that parses the history would refuse it for ever
+    # (llama.cpp#25510). `input` is {} then.
+    arguments = json.dumps(call.input, ensure_ascii=False, separators=(",", ":"))
+    return {
+        **(call.extra if call.origin == origin else {}),
+        "id": ids[call.id],
+        "type": "function",
+        "function": {"name": call.name, "arguments": arguments},
+    }

@@ -1,0 +1,43 @@
+"""Reading JSON whose shape nobody promises: each function gives its type, or a default.
+
+Servers leave fields out, send null, or send another type than documented. A wrong shape must end in
+an error with a sentence, not in a TypeError, so that adapters read through these alone.
+
+Layer: providers; stdlib alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+
+def object_in(value: object) -> dict[str, Any] | None:
+    """The object itself, or None when it is no JSON object: for where an empty one is something else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def list_in(value: object) -> list[Any] | None:
+    """The list itself, or None when it is no JSON array: for where an empty one is something else."""
+    return cast("list[Any]", value) if isinstance(value, list) else None
+
+
+def as_dict(value: object) -> dict[str, Any]:
+    """The object itself, or {} when it is no JSON object."""
+    return object_in(value) or {}
+
+
+def as_list(value: object) -> list[Any]:
+    """The list itself, or [] when it is no JSON array."""
+    return list_in(value) or []
+
+
+def as_text(value: object) -> str:
+    """The text itself, or "" when it is no JSON string."""
+    return value if isinstance(value, str) else ""
+
+
+def as_count(value: object) -> int:
+    """A number of things, or 0 when it is no whole number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return int(value) if value >= 0 and value == int(value) else 0
