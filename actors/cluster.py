@@ -26,6 +26,13 @@ from palaver.providers.errors import ConfigurationError
 
 _CONNECT_WITHIN_S = 5.0
 
+_LONGEST_TEMPORARY_FOLDER = 16
+"""The paths of Ray's sockets may have 107 bytes, of which those below our folder take up to 65 and its
+own name 25 (Ray 2.60, November 2026). TMPDIR is often longer, on macOS always."""
+
+_GONE_WITHIN_S = 2.0
+"""How long Ray's processes may take to end after `ray.shutdown`, which waits for some of them only."""
+
 _MAX_IDLE_WORKERS = 32
 _IDLE_WORKER_BYTES = 256 * 1024**2
 """Ray ends idle workers beyond the number of CPUs after a second, so that each burst of tool calls pays
@@ -73,7 +80,9 @@ def cluster(
                 )
                 yield Cluster(ray.get_runtime_context().gcs_address, owned=True)
             finally:
+                processes = _started_in(folder)
                 ray.shutdown()
+                _end(processes)
         return
     _check_listening(wanted)
     try:
@@ -142,14 +151,16 @@ def _own_files() -> Iterator[tuple[Path, dict[str, str]]]:
     The folder's name holds this process's id: one that was killed leaves its folder to the next.
     """
     root = Path(tempfile.gettempdir())
-    for left in root.glob(f"palaver-{os.getuid()}-*"):
-        owner = left.name.split("-")[2]
+    if len(str(root)) > _LONGEST_TEMPORARY_FOLDER:
+        root = Path("/tmp")
+    for left in root.glob("palaver-[0-9]*-*"):
+        owner = left.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    # Short, since the paths of Ray's sockets below it may have no more than 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix=f"palaver-{os.getuid()}-{os.getpid()}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"palaver-{os.getpid()}-", dir=root))
     try:
         environment = {
+            "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
             # Ray would make a copy of the environment in every worker when run under `uv run`.
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
             # Silences a notice about a future change of GPU handling, of no use to who runs this.
@@ -164,6 +175,29 @@ def _own_files() -> Iterator[tuple[Path, dict[str, str]]]:
         yield folder, environment
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started_in(folder: Path) -> list[psutil.Process]:
+    """The processes of the Ray whose files are in `folder`: children of this one, and all below them."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(str(folder) in argument for argument in child.cmdline()):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Wait for Ray's processes to be gone, and kill what is not.
+
+    Interrupted while it starts, Ray leaves some behind for good (2.60: the dashboard's agent), and one that
+    still runs writes into the folder that is about to be removed.
+    """
+    _, left = psutil.wait_procs(processes, timeout=_GONE_WITHIN_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=_GONE_WITHIN_S)
 
 
 @cache

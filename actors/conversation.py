@@ -405,10 +405,13 @@ class Conversation:
 
     async def over_budget(self) -> BudgetExceeded | None:
         """The budget that this conversation, or an ancestor, has used up; None while there is none."""
+        over = self.over_own_budget()
+        return over if over or self._parent is None else await self._parent.over_budget()
+
+    def over_own_budget(self) -> BudgetExceeded | None:
+        """This conversation's own budget, when it is used up; ancestors are not asked."""
         breaches = self.budget.breaches(self._own_usage())
-        if breaches:
-            return BudgetExceeded(self.id, breaches)
-        return None if self._parent is None else await self._parent.over_budget()
+        return BudgetExceeded(self.id, breaches) if breaches else None
 
     def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
@@ -459,7 +462,10 @@ class Conversation:
         """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
         children = dict(self._children)
         branches = await asyncio.gather(*(self._branch(id_, each) for id_, each in children.items()))
-        return self._self_branch().model_copy(update={"children": (*self._ended, *branches)})
+        # One that closed while it was asked is among both.
+        ended = {branch.id for branch in self._ended}
+        running = [branch for branch in branches if branch.id not in ended]
+        return self._self_branch().model_copy(update={"children": (*self._ended, *running)})
 
     async def _branch(self, child_id: str, child: Child) -> Branch:
         try:
@@ -514,6 +520,15 @@ class Conversation:
                 await asyncio.wait(self._operations)
         finally:
             self._cause = self._cancelling = None
+
+    async def until_cancelled(self) -> str:
+        """Wait for the next `cancel` or `close` of this conversation; its cause. Raises ConvoClosed."""
+        try:
+            self.refuse_if_ending()
+            await self._stoppably(asyncio.Event().wait())
+        except ConvoCancelled as cancelled:
+            return cancelled.cause
+        raise AssertionError("nothing sets that event")
 
     async def close(self) -> None:
         """End this conversation and all below it: cancel what runs, and take no more calls."""

@@ -71,26 +71,29 @@ class ConvoActor:
         listener: Listener | None = None,
         *,
         id: str | None = None,
-        parent: _Remote | None = None,
-        depth: int = 0,
+        ancestors: _Ancestors | None = None,
         messages: Sequence[Message] = (),
     ) -> None:
         id = id or new_convo_id()
         self._handle = cast("ConvoHandle", ray.get_runtime_context().current_actor)
+        self._ancestors = ancestors or _Ancestors()
         self._weakening: set[asyncio.Task[None]] = set()
         self._core = Conversation(
             provider,
             RayToolset(tools, id, self._handle),
             settings,
             id=id,
-            parent=parent,
-            parent_id=parent.id if parent else None,
-            depth=depth,
+            parent=ancestors,
+            parent_id=ancestors.parent_id if ancestors else None,
+            depth=len(ancestors) if ancestors else 0,
             messages=messages,
             listener=listener,
         )
 
     def __repr__(self) -> str:
+        # Ray asks for it even when __init__ has failed.
+        if not hasattr(self, "_core"):
+            return "Convo"
         label = self._core.info.label
         return f"Convo({self._core.id}{f' {label!r}' if label else ''})"
 
@@ -165,6 +168,11 @@ class ConvoActor:
         stopped has its result.
         """
         await self._core.cancel(cause)
+
+    @_remotely
+    async def until_cancelled(self) -> str:
+        """Wait for the next `cancel` or `close` of this conversation; its cause. Raises ConvoClosed."""
+        return await self._core.until_cancelled()
 
     @_remotely
     async def close(self) -> None:
@@ -268,8 +276,7 @@ class ConvoActor:
             self._core.listener,
             actor_options,
             id=child_id,
-            parent=_Remote(self._core.id, self._handle),
-            depth=self._core.depth + 1,
+            ancestors=self._ancestors.and_below(_Remote(self._core.id, self._handle)),
             messages=messages,
         )
         child = _Remote(child_id, handle)
@@ -287,14 +294,19 @@ class ConvoActor:
         return self._handle
 
     @_remotely
-    async def record(self, entry: Entry) -> None:
-        """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
-        await self._core.record(entry)
+    async def record_here(self, entry: Entry) -> None:
+        """Count an entry in this ledger alone; a repeat counts once."""
+        self._core.ledger.record(entry)
 
     @_remotely
-    async def tree_tool_uses(self) -> Mapping[str, int]:
-        """Calls by tool name over the whole tree."""
-        return await self._core.tree_tool_uses()
+    async def over_own_budget(self) -> BudgetExceeded | None:
+        """This conversation's own budget, when it is used up; ancestors are not asked."""
+        return self._core.over_own_budget()
+
+    @_remotely
+    async def tool_uses_here(self) -> Mapping[str, int]:
+        """Calls by tool name, here and below."""
+        return self._core.ledger.tool_uses
 
     @_remotely
     async def child_closed(self, last: Branch) -> None:
@@ -307,7 +319,7 @@ ConvoHandle: TypeAlias = ConvoActor
 
 
 class _Remote:
-    """A parent or child that is another actor. Ray's exceptions end here."""
+    """A relative that is another actor. Ray's exceptions end here."""
 
     def __init__(self, id: str, handle: ConvoHandle) -> None:
         self.id = id
@@ -320,14 +332,14 @@ class _Remote:
         except RayActorError:
             return
 
-    async def record(self, entry: Entry) -> None:
-        await self._ask(self._handle.record.remote(entry))
+    async def record_here(self, entry: Entry) -> None:
+        await self._ask(self._handle.record_here.remote(entry))
 
-    async def over_budget(self) -> BudgetExceeded | None:
-        return await self._ask(self._handle.over_budget.remote())
+    async def over_own_budget(self) -> BudgetExceeded | None:
+        return await self._ask(self._handle.over_own_budget.remote())
 
-    async def tree_tool_uses(self) -> Mapping[str, int]:
-        return await self._ask(self._handle.tree_tool_uses.remote())
+    async def tool_uses_here(self) -> Mapping[str, int]:
+        return await self._ask(self._handle.tool_uses_here.remote())
 
     async def child_closed(self, last: Branch) -> None:
         await self._ask(self._handle.child_closed.remote(last))
@@ -348,6 +360,37 @@ class _Remote:
             raise ConvoClosed(self.id, "its process is gone") from error
         except RayTaskError as error:
             raise error.cause from None
+
+
+class _Ancestors:
+    """The parent of a conversation, with all of its own: asked at once, so that depth costs no time."""
+
+    def __init__(self, nearest_first: tuple[_Remote, ...] = ()) -> None:
+        self._nearest_first = nearest_first
+
+    def __len__(self) -> int:
+        return len(self._nearest_first)
+
+    @property
+    def parent_id(self) -> str:
+        return self._nearest_first[0].id
+
+    def and_below(self, parent: _Remote) -> _Ancestors:
+        """The ancestors of a child of `parent`, whose own these are."""
+        return _Ancestors((parent, *self._nearest_first))
+
+    async def record(self, entry: Entry) -> None:
+        await asyncio.gather(*(each.record_here(entry) for each in self._nearest_first))
+
+    async def over_budget(self) -> BudgetExceeded | None:
+        over = await asyncio.gather(*(each.over_own_budget() for each in self._nearest_first))
+        return next((each for each in over if each is not None), None)
+
+    async def tree_tool_uses(self) -> Mapping[str, int]:
+        return await self._nearest_first[-1].tool_uses_here()
+
+    async def child_closed(self, last: Branch) -> None:
+        await self._nearest_first[0].child_closed(last)
 
 
 _actor_class = cast(

@@ -20,6 +20,9 @@ from pydantic import Field
 from palaver.providers.messages import Value
 from palaver.providers.usage import Usage
 
+_HARDLY_ANY_HOURS = 1e-6
+_MICRODOLLAR = Decimal("0.000001")
+
 
 class ResponseCharged(Value):
     """A response was paid for, or a request that failed and cost all the same."""
@@ -93,12 +96,14 @@ class CumulativeUsage(Value):
 
     @property
     def dollars_per_hour(self) -> Decimal | None:
-        """USD per hour of wall time; None for an unknown cost, 0 for too short a time to tell."""
+        """USD per hour of wall time, to the millionth; None for an unknown cost, 0 for too short a time."""
         cost = self.total_cost_usd
         hours = self.wall_time / timedelta(hours=1)
         if cost is None:
             return None
-        return cost / Decimal(str(hours)) if hours >= 1e-6 else Decimal()
+        if hours < _HARDLY_ANY_HOURS:
+            return Decimal()
+        return (cost / Decimal(str(hours))).quantize(_MICRODOLLAR)
 
     def log_view(self) -> dict[str, Any]:
         """The usage as plain values for a structured log record."""

@@ -5,15 +5,17 @@ name look-up, cut while sending) and one that the server refused for the moment 
 retried. One that was sent whole and got no whole answer (time-out, cut connection) may have been
 answered and charged: it fails with AnswerLost, unless `RetryPolicy.retry_lost_answers` says otherwise.
 
-Layer: providers. httpx and tenacity are imported at the first request: together 7 MB and 0.1 s which a
-process that only builds providers need not pay (measured November 2026).
+Layer: providers. httpx and tenacity are imported at the first request: time and memory which a process
+that only builds providers need not pay.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -46,6 +48,9 @@ _log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """An answer of 128,000 tokens is about 1 MB (November 2026): more than this is no answer but a fault."""
+
+_LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+"""Never through the proxy that HTTP_PROXY names, which reaches another machine's loopback."""
 
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -190,6 +195,7 @@ class Endpoint:
         """Send once and read the whole answer. httpx exceptions end here, with what they carry: the
         request they hold shows the key, so that none may stay attached as a cause or context.
         """
+        _load_httpx()
         import httpx
 
         failure: ProviderError
@@ -263,6 +269,7 @@ class Endpoint:
         return request
 
     def _client(self) -> httpx.AsyncClient:
+        _load_httpx()
         import httpx
 
         loop = asyncio.get_running_loop()
@@ -275,6 +282,7 @@ class Endpoint:
                 # How many run at once is the rate gate's business, not the pool's.
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
                 transport=self._transport,
+                mounts=dict.fromkeys(_LOOPBACK),
             )
         return client
 
@@ -287,6 +295,20 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.host!r})"
+
+
+def _load_httpx() -> None:
+    """Import httpx without its command line: what that imports is six of its seven megabytes.
+
+    httpx goes without it where click is missing, so click is missing for as long as the import takes.
+    """
+    if "httpx" in sys.modules or "click" in sys.modules:
+        return
+    sys.modules["click"] = None  # pyright: ignore[reportArgumentType] - how Python marks a missing module
+    try:
+        importlib.import_module("httpx")
+    finally:
+        del sys.modules["click"]
 
 
 def _no_clients() -> WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]:

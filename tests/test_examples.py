@@ -1,0 +1,95 @@
+"""The examples and the README's code run as they stand, and leave nothing behind."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import eventually
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A temporary folder whose path leaves room for the paths of Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def run(program: Path, folder: Path) -> str:
+    """Run a program as a stranger does, with no key and an empty home; its output."""
+    keys = [name for name in os.environ if name.endswith("_API_KEY")]
+    environment = {name: value for name, value in os.environ.items() if name not in keys}
+    environment |= {"HOME": str(folder), "TMPDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.local
+@pytest.mark.parametrize("program", EXAMPLES, ids=lambda each: each.name)
+def test_each_example_runs_and_leaves_no_file_behind(program: Path, short_folder: Path) -> None:
+    output = run(program, short_folder)
+    assert EXPECTED[program.name].search(output), output
+    # The token that Ray writes to the home directory of who starts it otherwise is not there either.
+    assert eventually(lambda: not list(short_folder.iterdir()), 10), list(short_folder.rglob("*"))
+
+
+EXPECTED = {
+    "two_agents.py": re.compile(r"---\n.*\neditor: 2 responses, \$0\n  writer: 1 responses, \$0\n", re.DOTALL),
+    "tools_that_delegate.py": re.compile(r"root calls survey.*Cairo has a river.*'responses': 5", re.DOTALL),
+    "swarm_over_files.py": re.compile(r"(.+\.txt: .+\n){4}.*'responses': 4"),
+}
+
+
+def test_the_readmes_first_program_is_the_example_it_names() -> None:
+    shown = re.search(r"`examples/(\w+\.py)`\):\n\n```python\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    docstring, _, program = (ROOT / "examples" / shown[1]).read_text().partition("\n\n")
+    assert docstring.startswith('"""')
+    assert shown[2] == program
+
+
+def test_every_python_block_of_the_readme_compiles_and_its_imports_exist() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) > 1
+    for block in blocks:
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(imports, []), "README.md", "exec"), {})  # noqa: S102
+
+
+def test_the_readmes_tool_is_a_tool_that_runs(tmp_path: Path) -> None:
+    (block,) = [each for each in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "@tool" in each]
+    module = tmp_path / "readme_tool.py"
+    module.write_text(block)
+    code = (
+        "import readme_tool as r, sys; from palaver.tools import ToolCallInfo\n"
+        "print(r.count_words(sys.argv[1], ToolCallInfo('1', 'count_words', 'c')), r.count_words.spec.description)"
+    )
+    text = tmp_path / "text"
+    text.write_text("three little words")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(text)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "{'words': 3} Count the words of a text file.\n"
+
+
+def test_every_command_line_option_in_the_readme_exists() -> None:
+    shown = subprocess.run(
+        [Path(sys.executable).parent / "palaver", "run", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for option in set(re.findall(r"(?<!\S)--[a-z][a-z-]+", re.sub(r"pip install.*|ray .*`", "", README))):
+        assert option in shown, option
