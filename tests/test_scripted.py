@@ -105,3 +105,19 @@ def test_bad_script_file_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"a": 1}')
     with pytest.raises(ConfigurationError, match="is no list of replies"):
         Scripted.from_file(tmp_path / "bad.json")
+
+
+async def test_script_file_may_say_how_it_is_played(tmp_path: Path) -> None:
+    path = tmp_path / "script.json"
+    path.write_text('{"replies": ["one"], "model": "slow", "delay_s": 0.01, "cost_usd": "0.001"}')
+    provider = Scripted.from_file(path)
+    answer = await provider.generate(ask("a"))
+    assert (provider.model, answer.usage.cost_usd) == ("slow", Decimal("0.001"))
+    assert Scripted.from_file(path, model="other").model == "other"
+
+
+def test_script_file_with_a_wrong_setting_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "script.json"
+    path.write_text('{"replies": ["one"], "delay_s": -1}')
+    with pytest.raises(ConfigurationError, match=r"is no list of replies: .*For more than a list"):
+        Scripted.from_file(path)

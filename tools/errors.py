@@ -64,5 +64,5 @@ class ToolDefinitionError(ConfigurationError):
     """A function cannot be made into a tool, or a set of tools cannot be used together."""
 
 
-class DoNotRespond(Exception):  # noqa: N818 - a signal to the conversation, not an error
-    """Raised by a tool whose call needs no result."""
+class DoNotRespond(Exception):
+    """Raised by a tool whose call needs no result: a signal to the conversation, not an error."""

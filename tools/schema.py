@@ -6,16 +6,26 @@ Layer: tools; no Ray.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, get_type_hints
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Optional, Protocol, Union, cast, get_args, get_origin
 
-from docstring_parser import Docstring, parse
+from docstring_parser import ParseError, parse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
 
 from palaver.tools.call import ToolCallInfo
 from palaver.tools.errors import ToolDefinitionError, ToolInputInvalid
+from palaver.tools.function import docstring_of, hints_of, parameters_of
+
+_MAX_PROBLEMS = 10
+"""How many faults of one input the model is told at once."""
+
+_VALUES = frozenset({"default", "const", "enum", "examples"})
+"""Keys of a schema under which stand values, and not schemas."""
 
 
 class Signature(Protocol):
@@ -31,36 +41,35 @@ class Signature(Protocol):
 
 class FunctionSignature:
     """The signature of a Python function: types and defaults from its parameters, descriptions from
-    its docstring (Google, NumPy, ReST or Epydoc style).
+    its docstring (Google, NumPy, ReST or Epydoc style) or a `Field(description=...)` in an annotation.
 
-    A parameter annotated ToolCallInfo is not part of the schema; it gets the call's info. Raises
-    ToolDefinitionError for parameters a model cannot fill: positional-only, `*args`, `**kwargs`, no
-    annotation, or a type that has no JSON schema.
+    Parameters annotated ToolCallInfo, which get the call's info, are not part of the schema, nor those
+    that a functools.partial has filled. Raises ToolDefinitionError for parameters a model cannot fill:
+    positional-only, `*args`, `**kwargs`, no annotation, or a type that has no JSON schema.
     """
 
     def __init__(self, tool_name: str, function: Callable[..., Any]) -> None:
         self._tool_name = tool_name
-        docstring = parse(inspect.getdoc(function) or "")
-        self.description = _description(docstring)
-        hints = _hints(tool_name, function)
-        described = {param.arg_name: param.description for param in docstring.params}
-        self._info_parameters: list[str] = []
+        self.description, described = _docs(function)
+        hints = hints_of(tool_name, function)
+        parameters = parameters_of(tool_name, function)
+        self._info_parameters = _info_parameters(parameters, hints)
         fields: dict[str, Any] = {}
-        for parameter in inspect.signature(function).parameters.values():
-            if hints.get(parameter.name) is ToolCallInfo:
-                self._info_parameters.append(parameter.name)
-            else:
-                fields[parameter.name] = _field(tool_name, parameter, hints, described.get(parameter.name))
-        self._model = _model(tool_name, fields)
+        for parameter in parameters:
+            _check_parameter(tool_name, parameter, hints)
+            if parameter.name not in self._info_parameters:
+                hint, description = hints[parameter.name], described.get(parameter.name)
+                fields[parameter.name] = _field(parameter, hint, description)
         self._names = {name: f"arg_{name}" for name in fields}
-        self.input_schema = _schema(tool_name, self._model)
+        self._model, self.input_schema = _model(tool_name, fields, self._names)
 
     def bind(self, tool_input: Mapping[str, Any], info: ToolCallInfo) -> dict[str, Any]:
         """The keyword arguments for a call. Raises ToolInputInvalid, which tells the model what is wrong."""
         try:
             checked = self._model.model_validate(dict(tool_input))
         except ValidationError as error:
-            raise ToolInputInvalid(self._tool_name, _explain(self._tool_name, error)) from error
+            problems = [_problem(detail, self._names) for detail in error.errors(include_url=False)]
+            raise _invalid(self._tool_name, problems) from error
         arguments = {name: getattr(checked, field) for name, field in self._names.items()}
         return arguments | dict.fromkeys(self._info_parameters, info)
 
@@ -68,104 +77,138 @@ class FunctionSignature:
 class JsonSignature:
     """A JSON schema written by hand, for a function that takes the input's properties as keywords.
 
-    Raises ToolDefinitionError when it is no valid schema of an object.
+    Raises ToolDefinitionError when it is no valid schema of an object, or has a property that the
+    function does not take.
     """
 
     def __init__(self, tool_name: str, function: Callable[..., Any], input_schema: Mapping[str, Any]) -> None:
-        from jsonschema import SchemaError
+        from jsonschema import Draft202012Validator, SchemaError
         from jsonschema.validators import validator_for
+        from referencing import Registry
 
         self._tool_name = tool_name
-        self.description = _description(parse(inspect.getdoc(function) or ""))
-        self.input_schema = dict(input_schema)
-        if self.input_schema.get("type") != "object":
-            raise ToolDefinitionError(
-                f"the input schema of tool {tool_name!r} has type {self.input_schema.get('type')!r}; a "
-                "tool's input is a JSON object, so its schema needs type 'object'"
-            )
-        validator = validator_for(self.input_schema)
+        self.description, _ = _docs(function)
+        self.input_schema = _plain_json(tool_name, input_schema)
+        validator = validator_for(self.input_schema, Draft202012Validator)
         try:
             validator.check_schema(self.input_schema)
         except SchemaError as error:
             raise ToolDefinitionError(
                 f"the input schema of tool {tool_name!r} is no valid JSON schema: {error.message}"
             ) from error
-        self._validator = validator(self.input_schema)
-        self._info_parameters = [
-            name for name, hint in _hints(tool_name, function).items() if hint is ToolCallInfo
-        ]
+        # A registry of its own: the default one fetches from the network what a schema refers to.
+        self._validator = validator(self.input_schema, registry=Registry())
+        parameters = parameters_of(tool_name, function)
+        self._info_parameters = _info_parameters(parameters, hints_of(tool_name, function))
+        self._parameters = inspect.Signature(parameters)
+        taken = dict.fromkeys([*self.input_schema.get("properties", {}), *self._info_parameters])
+        try:
+            self._parameters.bind_partial(**taken)
+        except TypeError as error:
+            raise ToolDefinitionError(
+                f"the function of tool {tool_name!r} does not fit its input schema: {error}"
+            ) from error
 
     def bind(self, tool_input: Mapping[str, Any], info: ToolCallInfo) -> dict[str, Any]:
         """The keyword arguments for a call. Raises ToolInputInvalid, which tells the model what is wrong."""
         problems = [
-            f"{'.'.join(str(step) for step in error.absolute_path) or 'input'}: {error.message}"
+            f"{_place(error.absolute_path)}: {_clip(error.message, 200)}"
             for error in self._validator.iter_errors(dict(tool_input))
         ]
+        arguments = dict(tool_input) | dict.fromkeys(self._info_parameters, info)
+        if not problems:
+            try:
+                self._parameters.bind(**arguments)
+            except TypeError as error:
+                problems.append(str(error))
         if problems:
-            raise ToolInputInvalid(self._tool_name, _complaint(self._tool_name, problems))
-        return dict(tool_input) | dict.fromkeys(self._info_parameters, info)
+            raise _invalid(self._tool_name, problems)
+        return arguments
 
 
-def _description(docstring: Docstring) -> str:
-    parts = (docstring.short_description, docstring.long_description)
-    return "\n\n".join(part for part in parts if part)
-
-
-def _hints(tool_name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The function's annotations, resolved.
-
-    They are kept resolved on the function too: pickled by value it takes along only the names that its
-    code uses, which those in annotations kept as strings are not.
-    """
+def _docs(function: Callable[..., Any]) -> tuple[str, dict[str, str | None]]:
+    """The docstring's description, and those of the parameters."""
+    text = docstring_of(function)
     try:
-        hints = get_type_hints(function, include_extras=True)
-        if inspect.isfunction(function):
-            function.__annotations__ = dict(hints)
-        return hints
-    except NameError as error:
-        raise ToolDefinitionError(
-            f"tool {tool_name!r} has an annotation that cannot be resolved: {error}. Import that name at "
-            "the top of the tool's module, outside of TYPE_CHECKING."
-        ) from error
+        docstring = parse(text)
+    except ParseError:
+        return text, {}
+    parts = (docstring.short_description, docstring.long_description)
+    description = "\n\n".join(part for part in parts if part)
+    return description, {param.arg_name: param.description for param in docstring.params}
 
 
-def _field(
-    tool_name: str, parameter: inspect.Parameter, hints: Mapping[str, Any], description: str | None
-) -> tuple[Any, FieldInfo]:
+def _info_parameters(parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> list[str]:
+    return [each.name for each in parameters if _is_info(hints.get(each.name))]
+
+
+def _is_info(hint: Any) -> bool:
+    """Whether it is ToolCallInfo, ToolCallInfo | None, or one of these in an Annotated."""
+    if get_origin(hint) in (Annotated, Union, UnionType):
+        return any(_is_info(part) for part in get_args(hint))
+    return hint is ToolCallInfo
+
+
+def _check_parameter(tool_name: str, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
     if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
         raise ToolDefinitionError(
             f"tool {tool_name!r} has a {parameter.kind.description} parameter {str(parameter)!r}, which a "
             "model cannot fill; use parameters with names"
         )
     if parameter.name not in hints:
-        raise ToolDefinitionError(
-            f"parameter {parameter.name!r} of tool {tool_name!r} has no type; annotate it, so that the "
-            "model is told what to pass and its input can be checked"
-        )
-    default = ... if parameter.default is parameter.empty else parameter.default
-    return hints[parameter.name], Field(default, alias=parameter.name, description=description)
+        advice = "annotate it, so that the model is told what to pass and its input can be checked"
+        if parameter.name in ("self", "cls"):
+            advice = "if this is a method, make the tool of the bound one: tool(instance.method)"
+        raise ToolDefinitionError(f"parameter {parameter.name!r} of tool {tool_name!r} has no type; {advice}")
 
 
-def _model(tool_name: str, fields: Mapping[str, tuple[Any, FieldInfo]]) -> type[BaseModel]:
+def _field(parameter: inspect.Parameter, hint: Any, description: str | None) -> tuple[Any, FieldInfo]:
+    given: dict[str, Any] = {"alias": parameter.name}
+    if isinstance(parameter.default, FieldInfo):
+        hint = Annotated[hint, parameter.default]
+    elif parameter.default is not parameter.empty:
+        given["default"] = parameter.default
+        if parameter.default is None and get_origin(hint) is not Annotated:
+            # `limit: int = None` is often written. The model, which sees that default, may pass it.
+            hint = Optional[hint]  # noqa: UP045 - `|` takes no forward references
+    if description and FieldInfo.from_annotation(hint).description is None:
+        given["description"] = description
+    return hint, Field(**given)
+
+
+class _Schema(GenerateJsonSchema):
+    ignored_warning_kinds = frozenset({"skipped-choice", "non-serializable-default"})  # pyright: ignore[reportAssignmentType]
+
+
+def _model(
+    tool_name: str, fields: Mapping[str, tuple[Any, FieldInfo]], names: Mapping[str, str]
+) -> tuple[type[BaseModel], dict[str, Any]]:
     # The prefix lets a parameter have any name, also one that pydantic keeps for itself.
-    prefixed: dict[str, Any] = {f"arg_{name}": field for name, field in fields.items()}
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+    prefixed: dict[str, Any] = {names[name]: field for name, field in fields.items()}
     try:
-        return create_model(tool_name, __config__=config, **prefixed)
-    except PydanticUserError as error:
+        model = create_model(tool_name, __config__=ConfigDict(extra="forbid"), **prefixed)
+        return model, _without_titles(model.model_json_schema(schema_generator=_Schema))
+    except Exception as error:  # the types are the user's code, which can raise anything
+        reason = error.message if isinstance(error, PydanticUserError) else str(error)
+        # What follows the first sentence is advice to those who write pydantic models.
+        reason = reason.partition(". ")[0].partition("\n")[0]
         raise ToolDefinitionError(
-            f"tool {tool_name!r} has a parameter whose type has no JSON schema: {error.message}"
+            f"tool {tool_name!r} has a parameter whose type has no JSON schema: {reason}"
         ) from error
 
 
-def _schema(tool_name: str, model: type[BaseModel]) -> dict[str, Any]:
+def _plain_json(tool_name: str, schema: object) -> dict[str, Any]:
+    """A copy of a schema in nothing but JSON's types, which nobody can change from outside."""
     try:
-        schema = model.model_json_schema(by_alias=True)
-    except PydanticUserError as error:
+        plain: object = json.loads(json.dumps(schema, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ToolDefinitionError(f"the input schema of tool {tool_name!r} is no JSON: {error}") from error
+    if not isinstance(plain, dict) or cast("dict[str, Any]", plain).get("type") != "object":
         raise ToolDefinitionError(
-            f"tool {tool_name!r} has a parameter whose type has no JSON schema: {error.message}"
-        ) from error
-    return _without_titles(schema)
+            f"the input schema of tool {tool_name!r} is {_short(cast('object', plain))}; a tool's input is a "
+            'JSON object, so its schema needs "type": "object"'
+        )
+    return cast("dict[str, Any]", plain)
 
 
 def _without_titles(schema: Any, *, names: bool = False) -> Any:
@@ -174,33 +217,49 @@ def _without_titles(schema: Any, *, names: bool = False) -> Any:
     `names` is true where the keys are property names, among which "title" is one like any other.
     """
     if isinstance(schema, list):
-        return [_without_titles(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
+        return [_without_titles(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
     return {
-        key: _without_titles(value, names=not names and key in ("properties", "$defs"))
-        for key, value in schema.items()  # pyright: ignore[reportUnknownVariableType]
+        key: value
+        if key in _VALUES and not names
+        else _without_titles(value, names=not names and key in ("properties", "$defs"))
+        for key, value in cast("dict[str, Any]", schema).items()
         if names or key != "title"
     }
 
 
-def _explain(tool_name: str, error: ValidationError) -> str:
-    problems = [
-        f"{'.'.join(str(step) for step in detail['loc']) or 'input'}: {detail['msg']}"
-        + ("" if detail["type"] in ("missing", "extra_forbidden") else f" (got {_short(detail['input'])})")
-        for detail in error.errors(include_url=False)
-    ]
-    return _complaint(tool_name, problems)
+def _problem(detail: Mapping[str, Any], names: Iterable[str]) -> str:
+    place = _place(detail["loc"])
+    match detail["type"]:
+        case "missing":
+            return f"{place}: {detail['msg']}"
+        case "extra_forbidden" if len(detail["loc"]) == 1:
+            return f"{place}: no such parameter; there are {list(names)}"
+        case "extra_forbidden":
+            return f"{place}: not allowed here"
+        case _:
+            return f"{place}: {_clip(detail['msg'], 200)} (got {_short(detail['input'])})"
 
 
-def _complaint(tool_name: str, problems: list[str]) -> str:
-    return (
-        f"invalid input for tool {tool_name!r}; it was not called. "
-        + "; ".join(problems)
-        + ". Correct the input and call it again."
+def _invalid(tool_name: str, problems: Sequence[str]) -> ToolInputInvalid:
+    shown = list(problems[:_MAX_PROBLEMS])
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return ToolInputInvalid(
+        tool_name,
+        f"invalid input for tool {tool_name!r}; it was not called. {'; '.join(shown)}. "
+        "Correct the input and call it again.",
     )
 
 
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+def _place(steps: Iterable[object]) -> str:
+    return _clip(".".join(str(step) for step in steps), 200) or "input"
+
+
+def _short(value: object) -> str:
+    return _clip(repr(value), 80)
+
+
+def _clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"

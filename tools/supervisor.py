@@ -14,24 +14,24 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
-import inspect
 import os
 import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from palaver.tools.call import ToolCallInfo, set_current_call
 from palaver.tools.descendants import Descendants, adopt_orphans, process_clock
-from palaver.tools.errors import ToolCancelled
+from palaver.tools.errors import ToolCancelled, ToolCrashed
 from palaver.tools.outcome import Outcome, to_content
 from palaver.tools.tool import Tool
-from palaver.tools.toolset import failure, timed_out
+from palaver.tools.toolset import timed_out
 
 UNWIND_S = 1.0
 """How long a stopped tool may take for its own clean-up before its process is ended."""
@@ -62,11 +62,10 @@ class Supervisor:
         self._info = info
         self._cancelled = False
         self._outcome: Outcome | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        for end in (self._wake_receiver, self._wake_sender):
-            end.setblocking(False)
+        # Both threads use what follows, under the lock: a stop reaches the tool's own code or nothing.
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._unwind: Callable[[], object] | None = None
 
     def run(self) -> Outcome:
         """Run the call to its end, its timeout or its cancellation.
@@ -75,43 +74,71 @@ class Supervisor:
         unwound: the process then ends.
         """
         adopt_orphans()
-        started_at, started = datetime.now(UTC), process_clock()
-        self._is_async = inspect.iscoroutinefunction(self._tool.function)
-        thread = threading.Thread(
-            target=self._body, args=(started_at,), name=f"tool-{self._tool.name}", daemon=True
-        )
-        handler_before = signal.signal(signal.SIGINT, self._on_sigint)
-        wakeup_before = signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
-        self._arm_watchdog()
-        try:
+        started_at, descendants = datetime.now(UTC), Descendants(since=process_clock())
+        receiver, self._sender = socket.socketpair()
+        with receiver, self._sender, self._signals_noted(), self._watchdog():
+            receiver.setblocking(False)
+            thread = threading.Thread(
+                target=self._body, args=(started_at,), name=f"tool-{self._tool.name}", daemon=True
+            )
             thread.start()
-            stopped_by = self._wait(thread)
+            stopped_by = self._wait(thread, receiver)
             if stopped_by is not None:
-                self._stop(thread, Descendants(since=started))
-                error = (
-                    timed_out(self._tool)
-                    if stopped_by == "timeout"
-                    else ToolCancelled(self._tool.name, f"tool {self._tool.name!r} was cancelled")
-                )
-                return Outcome(error=error, started_at=started_at)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            signal.set_wakeup_fd(wakeup_before)
-            signal.signal(signal.SIGINT, handler_before)
-            self._wake_receiver.close()
-            self._wake_sender.close()
-        assert self._outcome is not None
-        return self._outcome
+                self._stop(thread, descendants)
+        name = self._tool.name
+        if stopped_by == "timeout":
+            assert self._tool.timeout_s is not None
+            return Outcome(error=timed_out(name, self._tool.timeout_s), started_at=started_at)
+        if stopped_by == "cancel":
+            return Outcome(error=ToolCancelled(name, f"tool {name!r} was cancelled"), started_at=started_at)
+        return self._outcome or Outcome(
+            error=ToolCrashed(name, f"the thread of tool {name!r} ended without a result"),
+            started_at=started_at,
+        )
 
-    def _wait(self, thread: threading.Thread) -> str | None:
+    @contextmanager
+    def _signals_noted(self) -> Generator[None]:
+        """SIGINT is only noted: it sets a flag, and wakes the wait through the socket."""
+        self._sender.setblocking(False)
+        handler_before = signal.signal(signal.SIGINT, self._on_sigint)
+        wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            signal.signal(signal.SIGINT, handler_before or signal.default_int_handler)
+
+    def _on_sigint(self, _signal: int, _frame: FrameType | None) -> None:
+        self._cancelled = True
+
+    @contextmanager
+    def _watchdog(self) -> Generator[None]:
+        """A timeout must also end a tool that holds the interpreter lock, which stops this thread too.
+
+        faulthandler's timer is a thread in C that needs no lock.
+        """
+        if self._tool.timeout_s is None:
+            yield
+            return
+        limit_s = min(self._tool.timeout_s + 2 * UNWIND_S, threading.TIMEOUT_MAX)
+        with open(os.devnull, "w") as devnull:
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=devnull)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+
+    def _wait(self, thread: threading.Thread, receiver: socket.socket) -> Literal["timeout", "cancel"] | None:
         """Wait for the end. None when the tool ended by itself, else what stops it."""
         deadline = None if self._tool.timeout_s is None else time.monotonic() + self._tool.timeout_s
-        while self._outcome is None:
+        while self._outcome is None and thread.is_alive():
             before = time.monotonic()
             if deadline is not None and before >= deadline:
                 return "timeout"
-            pause = _TICK_S if deadline is None else min(_TICK_S, deadline - before)
-            select.select([self._wake_receiver], [], [], pause)
+            pause_s = _TICK_S if deadline is None else min(_TICK_S, deadline - before)
+            if select.select([receiver], [], [], pause_s)[0]:
+                # Read, or any signal that comes would leave nothing to wait for.
+                receiver.recv(4096)
             if self._cancelled:
                 if time.monotonic() - before > _STARVED_S:
                     self._die(Descendants(since=0.0))
@@ -121,8 +148,11 @@ class Supervisor:
 
     def _stop(self, thread: threading.Thread, descendants: Descendants) -> None:
         """Unwind the tool and end its processes; end this process when the tool cannot be unwound."""
-        self._unwind(thread)
-        if self._is_async:
+        with self._lock:
+            self._stopping = True
+            if self._unwind is not None:
+                self._unwind()
+        if self._tool.is_async:
             thread.join(_TERMINATE_AFTER_S)
         descendants.terminate()
         thread.join(_KILL_AFTER_S)
@@ -133,71 +163,52 @@ class Supervisor:
         # What the tool's own clean-up may have started.
         descendants.kill()
 
-    def _unwind(self, thread: threading.Thread) -> None:
-        if self._is_async:
-            if self._loop is not None and self._task is not None:
-                self._loop.call_soon_threadsafe(self._task.cancel)
-        elif thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped)
-            )
-
     def _die(self, descendants: Descendants) -> None:
         descendants.kill()
         os._exit(0)
 
-    def _arm_watchdog(self) -> None:
-        """A timeout must also end a tool that holds the interpreter lock, which stops this thread too.
-
-        faulthandler's timer is a thread in C that needs no lock.
-        """
-        if self._tool.timeout_s is not None:
-            faulthandler.dump_traceback_later(
-                self._tool.timeout_s + 2 * UNWIND_S, exit=True, file=_devnull()
-            )
-
-    def _on_sigint(self, _signal: int, _frame: FrameType | None) -> None:
-        # Only noted here: select returns because the signal wrote to the wake-up socket.
-        self._cancelled = True
-
     def _body(self, started_at: datetime) -> None:
-        """The tool's thread."""
+        """The tool's thread. Its outcome counts for nothing once the call was stopped."""
         try:
-            try:
-                arguments = self._tool.signature.bind(self._input, self._info)
-                set_current_call(self._info)
-                if self._is_async:
-                    value = self._run_async(arguments)
-                else:
-                    value = self._tool.function(**arguments)
-                content = to_content(self._tool.name, value, self._tool.max_output_bytes)
-                outcome = Outcome(content=content, started_at=started_at)
-            except BaseException as error:
-                # SystemExit included: a tool that calls sys.exit() ends itself, not the worker.
-                outcome = failure(self._tool, error, started_at)
-            self._outcome = outcome
-            self._wake_sender.send(b"\0")
-        except (_Stopped, OSError):
-            # Stopped between the lines above: nobody waits for this outcome any more.
-            return
+            arguments = self._tool.signature.bind(self._input, self._info)
+            set_current_call(self._info)
+            value = self._run_async(arguments) if self._tool.is_async else self._run_plain(arguments)
+            content = to_content(self._tool.name, value, self._tool.max_output_bytes)
+            self._outcome = Outcome(content=content, started_at=started_at)
+        except BaseException as error:
+            # SystemExit included: a tool that calls sys.exit() ends itself, not the worker.
+            self._outcome = Outcome.of_error(self._tool.name, error, started_at)
+        with suppress(OSError):  # when the call was stopped, nobody listens
+            self._sender.send(b"\0")
+
+    def _run_plain(self, arguments: dict[str, Any]) -> object:
+        thread_id = ctypes.c_ulong(threading.get_ident())
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        try:
+            self._let_unwind(lambda: raise_in(thread_id, ctypes.py_object(_Stopped)))
+            return self._tool.function(**arguments)
+        finally:
+            self._let_unwind(None)
+            # One on its way that has not arrived would arrive outside the tool.
+            raise_in(thread_id, None)
 
     def _run_async(self, arguments: dict[str, Any]) -> object:
-        with asyncio.Runner() as runner:
-            loop = runner.get_loop()
-
-            async def main() -> object:
-                self._task = asyncio.current_task()
-                self._loop = loop
+        async def main() -> object:
+            task = asyncio.current_task()
+            assert task is not None
+            loop = asyncio.get_running_loop()
+            self._let_unwind(lambda: loop.call_soon_threadsafe(task.cancel))
+            try:
                 return await self._tool.function(**arguments)
+            finally:
+                self._let_unwind(None)
 
+        with asyncio.Runner() as runner:
             return runner.run(main())
 
-
-_devnull_file: list[Any] = []
-
-
-def _devnull() -> Any:
-    """An open null device, which faulthandler keeps using as long as its timer runs."""
-    if not _devnull_file:
-        _devnull_file.append(open(os.devnull, "w"))  # noqa: SIM115 - kept for the process's life
-    return _devnull_file[0]
+    def _let_unwind(self, unwind: Callable[[], object] | None) -> None:
+        """From here on a stop calls `unwind`. Raises _Stopped when the stop was earlier than that."""
+        with self._lock:
+            if self._stopping and unwind is not None:
+                raise _Stopped
+            self._unwind = unwind

@@ -6,17 +6,19 @@ a process which only passes a tool on never imports what the tool needs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from palaver.providers.messages import Value
 from palaver.providers.provider import ToolSpec
 from palaver.tools.errors import ToolDefinitionError
+from palaver.tools.function import check_callable, is_async, name_of
 from palaver.tools.schema import FunctionSignature, JsonSignature, Signature
 
 P = ParamSpec("P")
@@ -61,20 +63,25 @@ class Tool(Generic[P, R]):
         timeout_s: float | None = None,
         max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
     ) -> None:
-        name = name if name is not None else getattr(function, "__name__", type(function).__name__)
+        check_callable(function)
+        if isinstance(function, Tool):
+            raise ToolDefinitionError(f"{function!r} is a tool already; make another of its `.function`")
+        name = name_of(function) if name is None else name
         if not _NAME.fullmatch(name):
             raise ToolDefinitionError(
                 f"tool name {name!r} is not allowed; use 1 to 64 letters, digits, '_' and '-' "
                 "(pass name=... for a function without a name of its own)"
             )
-        if timeout_s is not None and timeout_s <= 0:
+        if timeout_s is not None and not (math.isfinite(timeout_s) and timeout_s > 0):
             raise ToolDefinitionError(
                 f"timeout_s of tool {name!r} is {timeout_s}; use seconds above 0, or None for no limit"
             )
         if max_output_bytes <= 0:
-            raise ToolDefinitionError(f"max_output_bytes of tool {name!r} is {max_output_bytes}; use 1 or more")
+            raise ToolDefinitionError(
+                f"max_output_bytes of tool {name!r} is {max_output_bytes}; use 1 or more"
+            )
         self._function = function
-        self._hand_written_schema = None if input_schema is None else dict(input_schema)
+        self._hand_written_schema = input_schema
         self.resources = resources or Resources()
         self.timeout_s = timeout_s
         self.max_output_bytes = max_output_bytes
@@ -95,31 +102,29 @@ class Tool(Generic[P, R]):
         """The function itself."""
         return self._function
 
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function, or calls one by its `__call__`."""
+        return is_async(self._function)
+
     @cached_property
     def signature(self) -> Signature:
         """The check of an input against what the function takes."""
         return self._make_signature(self.name)
 
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments that make the same tool of the same function."""
-        return {
-            "name": self.spec.name,
-            "description": self.spec.description,
-            "input_schema": self._hand_written_schema,
-            "resources": self.resources,
-            "timeout_s": self.timeout_s,
-            "max_output_bytes": self.max_output_bytes,
-        }
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function directly, in this process, without any check."""
         return self._function(*args, **kwargs)
 
     def __reduce__(self) -> tuple[object, ...]:
         # A pickled tool arrives packed: see palaver.tools.task, which alone knows how Ray pickles code.
-        from palaver.tools.task import pack
+        from palaver.tools.task import reduce_tool
 
-        return pack(self).__reduce__()
+        return reduce_tool(cast("Any", self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the signature: it is made again where a call is checked, and nowhere else.
+        return {key: value for key, value in vars(self).items() if key != "signature"}
 
     def __repr__(self) -> str:
         return f"Tool({self.name!r})"
@@ -179,19 +184,28 @@ def tool(
     Raises ToolDefinitionError when the function cannot be made into a tool.
     """
 
+    try:
+        asked = Resources(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=memory,
+            resources=dict(resources or {}),
+            label_selector=dict(label_selector or {}),
+        )
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']} (got {each['input']!r})"
+            for each in error.errors()
+        )
+        raise ToolDefinitionError(f"a tool cannot ask for such resources: {problems}") from error
+
     def make(function: Callable[..., Any]) -> Tool[..., Any]:
         return Tool(
             function,
             name=name,
             description=description,
             input_schema=input_schema,
-            resources=Resources(
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                memory=memory,
-                resources=dict(resources or {}),
-                label_selector=dict(label_selector or {}),
-            ),
+            resources=asked,
             timeout_s=timeout_s,
             max_output_bytes=max_output_bytes,
         )

@@ -6,15 +6,14 @@ Layer: tools; no Ray.
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from palaver.providers.messages import ToolUse
 from palaver.providers.provider import ToolSpec
 from palaver.tools.call import ToolCallInfo, set_current_call
-from palaver.tools.errors import DoNotRespond, ToolError, ToolNotFound, ToolRaised, ToolTimedOut
+from palaver.tools.errors import ToolNotFound, ToolTimedOut
 from palaver.tools.outcome import Outcome, to_content
 from palaver.tools.tool import Tool, check_names
 
@@ -43,9 +42,12 @@ class InlineToolset:
     """Runs tools in this process: for tests of what calls tools, and where no isolation is wanted.
 
     A plain function runs in a thread, which nothing can stop: a cancelled call of one goes on unseen.
+    Raises ToolDefinitionError when two tools have the same name.
     """
 
     def __init__(self, tools: Iterable[Tool[..., Any]], convo_id: str = "") -> None:
+        tools = list(tools)
+        check_names(tools)
         self._tools = {each.name: each for each in tools}
         self._convo_id = convo_id
 
@@ -61,43 +63,55 @@ class InlineToolset:
             return Outcome(error=not_found(call.name, self._tools))
         info = ToolCallInfo(tool_use_id=call.id, tool_name=call.name, convo_id=self._convo_id)
         started_at = datetime.now(UTC)
+        # A task of its own, whose context ends with the call.
+        task = asyncio.create_task(_call(tool, call, info, started_at))
         try:
             async with asyncio.timeout(tool.timeout_s):
-                value = await asyncio.create_task(_call(tool, call, info))
-            return Outcome(content=to_content(tool.name, value, tool.max_output_bytes), started_at=started_at)
-        except Exception as error:
-            return failure(tool, error, started_at)
+                return await task
+        except TimeoutError:
+            assert tool.timeout_s is not None
+            return Outcome(error=timed_out(tool.name, tool.timeout_s), started_at=started_at)
+        except asyncio.CancelledError as error:
+            if not task.cancelled() or _being_cancelled():
+                raise
+            return Outcome.of_error(tool.name, error, started_at)
 
     async def aclose(self) -> None:
         """Nothing is left to wait for."""
 
 
-async def _call(tool: Tool[..., Any], call: ToolUse, info: ToolCallInfo) -> object:
-    arguments = tool.signature.bind(call.input, info)
+async def _call(tool: Tool[..., Any], call: ToolUse, info: ToolCallInfo, started_at: datetime) -> Outcome:
     set_current_call(info)
-    if inspect.iscoroutinefunction(tool.function):
-        return await tool.function(**arguments)
-    return await asyncio.to_thread(tool.function, **arguments)
+    try:
+        arguments = tool.signature.bind(call.input, info)
+        if tool.is_async:
+            value = await tool.function(**arguments)
+        else:
+            value = await asyncio.to_thread(_plainly, tool.function, arguments)
+        return Outcome(content=to_content(tool.name, value, tool.max_output_bytes), started_at=started_at)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # sys.exit() in a tool ends the tool, not this process
+        return Outcome.of_error(tool.name, error, started_at)
 
 
-def failure(tool: Tool[..., Any], error: BaseException, started_at: datetime) -> Outcome:
-    """How a call ended that raised `error`."""
-    match error:
-        case DoNotRespond():
-            return Outcome(respond=False, started_at=started_at)
-        case ToolError():
-            return Outcome(error=error, started_at=started_at)
-        case TimeoutError() if tool.timeout_s is not None:
-            return Outcome(error=timed_out(tool), started_at=started_at)
-        case _:
-            text = f"tool {tool.name!r} raised {type(error).__name__}: {error}"
-            return Outcome(error=ToolRaised(tool.name, text), started_at=started_at)
+def _plainly(function: Callable[..., Any], arguments: dict[str, Any]) -> object:
+    try:
+        return function(**arguments)
+    except StopIteration as error:
+        # A future takes none, and whoever awaits it would wait for ever.
+        raise RuntimeError("StopIteration") from error
 
 
-def timed_out(tool: Tool[..., Any]) -> ToolTimedOut:
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def timed_out(tool_name: str, timeout_s: float) -> ToolTimedOut:
     """The error of a call that took too long."""
     return ToolTimedOut(
-        tool.name, f"tool {tool.name!r} was stopped: it took longer than its limit of {tool.timeout_s:g} s"
+        tool_name, f"tool {tool_name!r} was stopped: it took longer than its limit of {timeout_s:g} s"
     )
 
 

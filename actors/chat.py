@@ -1,0 +1,202 @@
+"""`palaver chat`: a conversation in the terminal.
+
+The prompt is read outside the event loop, so that Ctrl-C there ends the chat and nothing else; while
+the model answers, Ctrl-C cancels the answer.
+
+Layer: actors, command line; Ray through `swarm` and `convo` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Awaitable, Generator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from rich.text import Text
+
+from palaver.actors.amounts import summary
+from palaver.actors.errors import BudgetExceeded, ConvoCancelled, ConvoClosed
+from palaver.actors.interrupts import Interrupted
+from palaver.actors.screen import printable
+from palaver.actors.session import Session
+from palaver.actors.swarm import reply
+from palaver.providers.errors import PalaverError
+from palaver.providers.messages import Image, Message, ToolResult, ToolUse
+from palaver.providers.messages import Text as MessageText
+from palaver.providers.provider import Response, StopReason
+
+T = TypeVar("T")
+
+PROMPT = "> "
+
+HELP = """\
+/usage   what was used so far
+/budget  grant the limits given at the start once more
+/help    this list
+/quit    end, like Ctrl-D or Ctrl-C here; Ctrl-C during an answer cancels the answer alone"""
+
+_BRIEF_CHARACTERS = 200
+_USAGE_WITHIN_S = 5.0
+
+
+def chat(session: Session) -> int:
+    """Talk until the person has enough.
+
+    The exit code: 0, 1 when the conversation was lost, 128 + signal when that ended it.
+    """
+    screen = session.screen
+    if screen.live:
+        with suppress(ImportError):
+            import readline  # noqa: F401 - gives input() line editing  # pyright: ignore[reportUnusedImport]
+        screen.note("/help lists the commands; Ctrl-D ends.")
+    code = 0
+    try:
+        while session.interrupts.received is None and (line := _read(session)) is not None:
+            match line.strip():
+                case "":
+                    continue
+                case "/quit" | "/exit":
+                    break
+                case "/help":
+                    screen.note(HELP)
+                case "/usage":
+                    _tell_usage(session)
+                case "/budget":
+                    session.run(reply(session.root.reset_budget.remote(session.setup.budget)))
+                    screen.note("the limits count anew from here")
+                case command if command.startswith("/"):
+                    screen.note(f"there is no command {command.split()[0]!r}\n{HELP}")
+                case _:
+                    session.run(_Answer(session).to(line))
+    except ConvoClosed as error:
+        screen.note(f"palaver: error: {error}")
+        code = 1
+    _tell_usage(session)
+    return code if session.interrupts.received is None else 128 + session.interrupts.received
+
+
+def _read(session: Session) -> str | None:
+    """The next line; None at the end of the input or for Ctrl-C."""
+    try:
+        return input(PROMPT)
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        session.screen.note(f"that was no UTF-8 text: {error.reason} at byte {error.start}")
+        return ""
+    except Interrupted as interrupted:
+        session.screen.note("")
+        if session.screen.live and interrupted.signal_number == signal.SIGINT:
+            session.interrupts.forget()
+        return None
+
+
+def _tell_usage(session: Session) -> None:
+    try:
+        now = session.run(_bounded(reply(session.root.tree.remote())))
+    except (PalaverError, TimeoutError):
+        session.screen.note("what was spent is not known: the conversation's process is gone")
+    else:
+        session.screen.note(summary(now.usage, now.budget))
+
+
+async def _bounded(work: Awaitable[T]) -> T:
+    async with asyncio.timeout(_USAGE_WITHIN_S):
+        return await work
+
+
+class _Answer:
+    """One answer of the model, with all the tool calls on its way."""
+
+    def __init__(self, session: Session) -> None:
+        self._root = session.root
+        self._screen = session.screen
+        self._interrupts = session.interrupts
+        self._cancelling: asyncio.Task[None] | None = None
+
+    async def to(self, text: str) -> None:
+        """Send a text and show what comes, until the model ends its turn. Raises ConvoClosed."""
+        with self._interrupts.told(self._cancel):
+            try:
+                await self._turns(Message.user(text))
+            except ConvoCancelled:
+                self._screen.note("(cancelled)")
+            except BudgetExceeded as error:
+                breaches = "; ".join(str(breach) for breach in error.breaches)
+                self._screen.note(f"over budget: {breaches}. /budget grants as much again, /quit ends.")
+            except ConvoClosed:
+                raise
+            except PalaverError as error:
+                self._screen.note(f"error: {error}")
+            if self._cancelling is not None:
+                await self._cancelling
+        if self._interrupts.received == signal.SIGINT:
+            self._interrupts.forget()
+
+    async def _turns(self, message: Message) -> None:
+        while True:
+            response = await self._response_to(message)
+            self._show(response)
+            calls = response.message.tool_uses
+            if not calls or response.stop_reason is StopReason.MAX_TOKENS:
+                return
+            with self._busy("tools: " + ", ".join(call.name for call in calls)):
+                results = await reply(self._root.tool_result_contents.remote(response))
+            for result in results:
+                self._screen.note(f"  {'failed: ' if result.is_error else ''}{brief(result)}")
+            if not results:
+                return
+            message = Message(role="user", content=tuple(results))
+
+    async def _response_to(self, message: Message) -> Response:
+        with self._busy("..."):
+            return await reply(self._root.send_message.remote(message))
+
+    def _show(self, response: Response) -> None:
+        if response.message.text.strip():
+            self._screen.answer(response.message.text)
+        for call in response.message.tool_uses:
+            self._screen.note(brief_call(call))
+        if response.stop_reason not in (StopReason.END_TURN, StopReason.TOOL_USE, StopReason.STOP_SEQUENCE):
+            self._screen.note(f"(stopped: {response.stop_reason})")
+        elif not response.message.content:
+            self._screen.note("(no answer)")
+
+    def _cancel(self) -> None:
+        if self._cancelling is None:
+            self._cancelling = asyncio.create_task(self._cancel_answer())
+
+    async def _cancel_answer(self) -> None:
+        with suppress(PalaverError):
+            await reply(self._root.cancel.remote("interrupted"))
+
+    @contextmanager
+    def _busy(self, what: str) -> Generator[None]:
+        if not self._screen.live:
+            yield
+            return
+        with self._screen.picture():
+            self._screen.show(Text(printable(what), style="dim"))
+            yield
+
+
+def brief_call(call: ToolUse) -> str:
+    """A tool call in one line."""
+    return _short(f"{call.name}({json.dumps(dict(call.input), ensure_ascii=False)})")
+
+
+def brief(result: ToolResult) -> str:
+    """A tool's result in one line."""
+    parts = [part.text if isinstance(part, MessageText) else f"[{_kind(part)}]" for part in result.content]
+    return _short(" ".join(" ".join(parts).split()) or "(nothing)")
+
+
+def _kind(part: object) -> str:
+    return part.media_type if isinstance(part, Image) else type(part).__name__
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _BRIEF_CHARACTERS else f"{text[: _BRIEF_CHARACTERS - 3]}..."

@@ -1,0 +1,262 @@
+"""The command line: `palaver run`, `palaver chat`, `palaver models`.
+
+Everything a person typed is checked before anything is started or spent. Exit codes: 0 all finished, 1 not
+all did, 2 what was asked for cannot work, 128 + signal when interrupted.
+
+Layer: actors, command line; no Ray but through `session`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+from typer.exceptions import TyperException
+
+from palaver.actors import inputs
+from palaver.actors.interrupts import Interrupted, Interrupts
+from palaver.actors.screen import Screen, printable
+from palaver.providers.errors import ConfigurationError, PalaverError
+
+app = typer.Typer(
+    name="palaver",
+    help="Swarms of LLM agents on Ray, under one budget.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_CONCURRENCY = 4
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A name of `palaver models`, SERVICE/MODEL, local, or scripted:FILE. Default: by the key set."
+    ),
+]
+BaseUrl = Annotated[str | None, typer.Option(help="A server that speaks chat completions; needs --model.")]
+System = Annotated[str, typer.Option(help="The system prompt.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of one answer.", metavar="N")]
+MaxDollars = Annotated[str | None, typer.Option(help="USD for all of it together.", metavar="USD")]
+MaxResponses = Annotated[int | None, typer.Option(help="Answers for all of it together.", metavar="N")]
+MaxWallTime = Annotated[float | None, typer.Option(help="Seconds for all of it together.", metavar="SECONDS")]
+Tools = Annotated[
+    list[str] | None,
+    typer.Option(help="A Tool, or a list of them. May be repeated.", metavar="MODULE:NAME"),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A running Ray. Default: RAY_ADDRESS, one on this machine, or one of its own.",
+        metavar="HOST:PORT",
+    ),
+]
+
+
+class _RunCommand(TyperCommand):
+    """`--over` takes all the files that follow it, as a shell expands a pattern."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args, "--over"))
+
+
+def spread(args: Sequence[str], option: str) -> list[str]:
+    """`option A B` written as `option A option B`, up to the next option or `--`.
+
+    Raises ConfigurationError when nothing follows it.
+    """
+    spread_args: list[str] = []
+    waiting = swallowing = False
+    for index, arg in enumerate(args):
+        is_option = arg.startswith("-") and arg != "-"
+        if waiting and is_option:
+            break
+        if arg == "--":
+            return spread_args + list(args[index:])
+        if arg == option:
+            waiting = swallowing = True
+        elif swallowing and not is_option:
+            spread_args += [option, arg]
+            waiting = False
+        else:
+            swallowing = arg.startswith(option + "=")
+            spread_args.append(arg)
+    if waiting:
+        raise ConfigurationError(f"{option} needs a file, or several")
+    return spread_args
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palaver {version('palaver')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _palaver(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run", cls=_RunCommand)
+def _run(  # pyright: ignore[reportUnusedFunction]
+    prompt: Annotated[
+        str | None, typer.Argument(help="What is to be done.", metavar="PROMPT", show_default=False)
+    ] = None,
+    *,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files: each is put below the prompt in a conversation of its own.", metavar="FILE..."
+        ),
+    ] = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    system: System = "",
+    tools: Tools = None,
+    max_dollars: MaxDollars = None,
+    max_responses: MaxResponses = None,
+    max_wall_time: MaxWallTime = None,
+    max_tokens: MaxTokens = None,
+    concurrency: Annotated[
+        int, typer.Option(help="How many files at once.", metavar="N")
+    ] = DEFAULT_CONCURRENCY,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A file to which each result is added as a line of JSON.", metavar="FILE"),
+    ] = None,
+    address: Address = None,
+) -> int:
+    """Run a prompt, or a prompt over many files at once.
+
+    Answers go to stdout, everything else to stderr.
+    PROMPT stands before --over, which takes all the files that follow it.
+    """
+    if prompt is None:
+        misplaced = ": it stands before --over, which takes everything up to the next option" if over else ""
+        raise ConfigurationError(f"PROMPT is missing{misplaced}")
+    if concurrency < 1:
+        raise ConfigurationError(f"--concurrency is {concurrency}; use 1 or more")
+    items = inputs.read_items(prompt, over or ())
+    setup = inputs.setup(
+        model=model,
+        base_url=base_url,
+        tools=tools or (),
+        max_dollars=max_dollars,
+        max_responses=max_responses,
+        max_wall_time_s=max_wall_time,
+        system_prompt=system,
+        max_tokens=max_tokens,
+        address=address,
+    )
+    with ExitStack() as stack:
+        lines = None if out is None else stack.enter_context(inputs.open_out(out, over or ()))
+        interrupts = stack.enter_context(_interrupts())
+        from palaver.actors.run import run
+        from palaver.actors.session import session
+
+        with session(setup, Screen(), interrupts, label="" if over is None else "all") as started:
+            return run(started, prompt, items if over else None, concurrency=concurrency, out=lines)
+
+
+@app.command("chat")
+def _chat(  # pyright: ignore[reportUnusedFunction]
+    *,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    system: System = "",
+    tools: Tools = None,
+    max_dollars: MaxDollars = None,
+    max_responses: MaxResponses = None,
+    max_wall_time: MaxWallTime = None,
+    max_tokens: MaxTokens = None,
+    address: Address = None,
+) -> int:
+    """Talk to a model. Ctrl-C cancels an answer; at the prompt it ends, as Ctrl-D does."""
+    setup = inputs.setup(
+        model=model,
+        base_url=base_url,
+        tools=tools or (),
+        max_dollars=max_dollars,
+        max_responses=max_responses,
+        max_wall_time_s=max_wall_time,
+        system_prompt=system,
+        max_tokens=max_tokens,
+        address=address,
+    )
+    with _interrupts() as interrupts:
+        from palaver.actors.chat import chat
+        from palaver.actors.session import session
+
+        with session(setup, Screen(), interrupts, label="chat") as started:
+            return chat(started)
+
+
+@app.command("models")
+def _models(  # pyright: ignore[reportUnusedFunction]
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with exact prices.")] = False,
+) -> int:
+    """List the models that have a name here, their prices, and whether their key is set."""
+    from palaver.actors.model_table import print_models
+
+    print_models(as_json=as_json)
+    return 0
+
+
+class _CutShort(Exception):
+    """Interrupted, as an exception that typer does not take for its own."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def _interrupts() -> Generator[Interrupts]:
+    with Interrupts() as interrupts:
+        try:
+            yield interrupts
+        except Interrupted as interrupted:
+            raise _CutShort(interrupted.exit_code) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The `palaver` command. Ends the process with its exit code."""
+    hurried = False
+    try:
+        args = list(sys.argv[1:] if argv is None else argv)
+        code = app(args or ["--help"], prog_name="palaver", standalone_mode=False) or 0
+    except TyperException as error:
+        code = _complain(error.format_message() or str(error))
+    except PalaverError as error:
+        code = _complain(str(error))
+    except _CutShort as cut_short:
+        code, hurried = cut_short.exit_code, True
+        print("palaver: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read our stdout has gone; Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        code = 1
+    if hurried:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The event loop was left as it stood; nobody wants to hear what it thinks of that.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _complain(message: str) -> int:
+    print(f"palaver: error: {printable(message, keep=chr(10))}", file=sys.stderr)
+    return 2

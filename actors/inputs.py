@@ -1,0 +1,252 @@
+"""What the command line was given, checked before anything is started or spent.
+
+Layer: actors, command line; no Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, cast
+
+from pydantic import ValidationError
+
+from palaver.actors.budget import Budget
+from palaver.actors.screen import printable
+from palaver.actors.swarm import Item
+from palaver.providers.errors import ConfigurationError, MissingKey, PalaverError, UnknownModel
+from palaver.providers.provider import Provider
+from palaver.tools.tool import Tool, check_names
+
+
+class Setup(NamedTuple):
+    """What a conversation is made of. `notes` are for the person to read before it starts."""
+
+    provider: Provider
+    tools: tuple[Tool[..., Any], ...]
+    budget: Budget
+    system_prompt: str
+    max_tokens: int | None
+    address: str | None
+    notes: tuple[str, ...]
+
+
+def setup(
+    *,
+    model: str | None,
+    base_url: str | None,
+    tools: Sequence[str],
+    max_dollars: str | None,
+    max_responses: int | None,
+    max_wall_time_s: float | None,
+    system_prompt: str,
+    max_tokens: int | None,
+    address: str | None,
+) -> Setup:
+    """All of it, checked. Raises ConfigurationError."""
+    _check_text("--system", system_prompt)
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigurationError(f"--max-tokens is {max_tokens}; use 1 or more, or leave it out")
+    limits = budget(max_dollars, max_responses, max_wall_time_s)
+    loaded = load_tools(tools)
+    provider, notes = choose_model(model, base_url)
+    # Only those that look prices up have one; None there means that there is none to be found.
+    if limits.max_dollars is not None and getattr(provider, "price", limits) is None:
+        notes = (
+            *notes,
+            f"the price of {provider.model} is not known: --max-dollars stops the run as soon as an answer "
+            "comes without its cost. --max-responses bounds it too",
+        )
+    return Setup(provider, loaded, limits, system_prompt, max_tokens, address, notes)
+
+
+def choose_model(name: str | None, base_url: str | None) -> tuple[Provider, tuple[str, ...]]:
+    """The provider, and what the person should know about the choice. Raises ConfigurationError."""
+    from palaver.providers import models  # knows every adapter
+
+    if name is not None:
+        try:
+            provider = models.provider_for(name, base_url=base_url)
+        except (MissingKey, UnknownModel) as error:
+            # They speak to who calls Python; here the same things have other names.
+            text = str(error).replace(" or pass api_key=...", "").replace("base_url=...", "--base-url")
+            raise type(error)(text) from None
+        return provider, (f"model: {provider.name} {provider.model}",)
+    if base_url is not None:
+        raise ConfigurationError("--base-url needs --model: which of that server's models to use")
+    provider = models.default_provider()
+    if not hasattr(provider, "hold"):
+        return provider, (f"model: {provider.name} {provider.model} (its key is set; --model takes another)",)
+    rows = models.known_models(with_prices=False)
+    variables = dict.fromkeys(row.key_variable for row in rows if row.key_variable)
+    return provider, (
+        f"model: {provider.name} {provider.model}, a small one on this machine, because no key is set "
+        f"({', '.join(variables)}); set one, or choose with --model",
+    )
+
+
+def budget(max_dollars: str | None, max_responses: int | None, max_wall_time_s: float | None) -> Budget:
+    """The limits. Raises ConfigurationError that names the option."""
+    try:
+        amount = None if max_dollars is None else Decimal(max_dollars.removeprefix("$"))
+    except InvalidOperation:
+        raise ConfigurationError(f"--max-dollars is {max_dollars!r}, no amount; write it like 0.50") from None
+    if max_wall_time_s is not None and max_wall_time_s < 0:
+        raise ConfigurationError(f"--max-wall-time is {max_wall_time_s:g} s; use 0 or more, or leave it out")
+    try:
+        wall_time = None if max_wall_time_s is None else timedelta(seconds=max_wall_time_s)
+    except (OverflowError, ValueError):
+        raise ConfigurationError(f"--max-wall-time is {max_wall_time_s}; write seconds, like 90") from None
+    try:
+        return Budget(max_dollars=amount, max_responses=max_responses, max_wall_time=wall_time)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        told = first["msg"].removeprefix("Value error, ").replace("None for no limit", "leave it out")
+        raise ConfigurationError(f"{option}: {told}") from None
+
+
+# Files
+
+
+def read_items(prompt: str, paths: Sequence[str]) -> list[Item]:
+    """One item per file: the prompt, an empty line, the file's text. Raises ConfigurationError."""
+    _check_text("PROMPT", prompt)
+    if not prompt.strip():
+        raise ConfigurationError("PROMPT is empty; say what is to be done")
+    seen: dict[str, str] = {}
+    items: list[Item] = []
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise ConfigurationError(
+                f"--over has one file twice, as {seen[real]!r} and {path!r}; name it once, or it "
+                "would be paid for twice"
+            )
+        seen[real] = path
+        text = read_text(path)
+        items.append(Item(label=label_of(path), prompt=f"{prompt.rstrip()}\n\n{text}"))
+    return items
+
+
+def label_of(path: str) -> str:
+    """A file's name as text; bytes and characters that cannot be shown are escaped."""
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def read_text(path: str) -> str:
+    """The text of a file. Raises ConfigurationError for what is no file, no UTF-8, or empty."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigurationError(f"--over {path!r} is a folder; name the files in it, like {path}/*.txt")
+        if not stat.S_ISREG(mode):
+            raise ConfigurationError(f"--over {path!r} is no regular file; save it as one and name that")
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"--over {path!r} cannot be read: {error.strerror}{_glob_hint(path)}"
+        ) from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"--over {path!r} is no UTF-8 text: byte {content[error.start]:#04x} at offset {error.start}; "
+            "convert it (iconv -f latin1 -t utf-8, for instance), or leave it out if it is no text"
+        ) from None
+    if not text.strip():
+        raise ConfigurationError(f"--over {path!r} is empty ({len(content)} bytes); leave it out")
+    return text
+
+
+def _glob_hint(path: str) -> str:
+    if any(each in path for each in "*?["):
+        return "; the shell found no file that fits the pattern"
+    return "; check its name and permissions"
+
+
+def open_out(path: str, inputs: Iterable[str]) -> TextIO:
+    """The file for the results, at whose end they are added. Raises ConfigurationError."""
+    out = Path(path)
+    for each in inputs:
+        if out.exists() and os.path.samefile(each, out):
+            raise ConfigurationError(f"--out {path!r} is one of the files of --over; write to another one")
+    try:
+        # A file name that is no UTF-8 becomes a lone surrogate, for which this writes JSON's own escape.
+        return out.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out {path!r} cannot be written: {error.strerror}; name a file in a folder that exists and "
+            "is yours"
+        ) from None
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{option} is no UTF-8 text; convert it, or set a UTF-8 locale") from None
+
+
+# Tools
+
+
+def load_tools(specs: Iterable[str]) -> tuple[Tool[..., Any], ...]:
+    """The tools of `module:name`, where name is a Tool or a list of Tools. Raises ConfigurationError."""
+    specs = list(specs)
+    if specs and os.getcwd() not in sys.path:
+        # Where Ray's workers look, too.
+        sys.path.insert(0, os.getcwd())
+    tools = [each for spec in specs for each in _load(spec)]
+    check_names(tools)
+    return tuple(tools)
+
+
+def _load(spec: str) -> list[Tool[..., Any]]:
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute.isidentifier() or module_name.startswith("."):
+        raise ConfigurationError(f"--tools {spec!r} is not of the form module:name, like my_tools:search")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise ConfigurationError(
+            f"--tools {spec!r} names a file; name the module, like {Path(module_name).stem}:{attribute}, "
+            "and run where it can be imported from"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except PalaverError as error:  # a tool that cannot be made
+        raise ConfigurationError(f"--tools {spec!r}: {error}") from error
+    except (Exception, SystemExit) as error:
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and (module_name + ".").startswith(error.name + ".")
+        ):
+            raise ConfigurationError(
+                f"--tools {spec!r}: there is no module {error.name!r}, neither installed nor in {os.getcwd()}"
+            ) from None
+        raise ConfigurationError(
+            f"--tools {spec!r}: importing module {module_name!r} failed with {type(error).__name__}: {error}"
+        ) from error
+    there = [name for name, value in vars(module).items() if isinstance(value, Tool)]
+    if not hasattr(module, attribute):
+        raise ConfigurationError(
+            f"--tools {spec!r}: module {module_name!r} has no {attribute!r}; its tools: {there}"
+        )
+    value: object = getattr(module, attribute)
+    found: list[object] = (
+        list(cast("Iterable[object]", value)) if isinstance(value, list | tuple) else [value]
+    )
+    tools = [cast("Tool[..., Any]", each) for each in found if isinstance(each, Tool)]
+    if not found or len(tools) < len(found):
+        wrong = next((type(each).__name__ for each in found if not isinstance(each, Tool)), "empty list")
+        raise ConfigurationError(
+            f"--tools {spec!r} is no tool, and no list of tools (found: {wrong}); make a function a "
+            f"tool with @tool of palaver.tools. Tools of that module: {there}"
+        )
+    return tools

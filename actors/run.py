@@ -1,0 +1,204 @@
+"""`palaver run`: one prompt, or one prompt over many files, from the start to the last line printed.
+
+Layer: actors, command line; Ray through `swarm` and `convo` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, TextIO
+
+from palaver.actors.amounts import summary
+from palaver.actors.kin import Branch
+from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.live import Watcher, changes, render
+from palaver.actors.screen import Screen
+from palaver.actors.session import Session
+from palaver.actors.swarm import Item, ItemResult, ask, over, reply
+from palaver.providers.errors import PalaverError
+
+CANCEL_WITHIN_S = 15.0
+"""How long a cancelled tree may take to come to rest before it is taken down as it is."""
+
+_USAGE_WITHIN_S = 5.0
+
+
+def run(
+    session: Session, prompt: str, items: Sequence[Item] | None, *, concurrency: int, out: TextIO | None
+) -> int:
+    """Run it. The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted."""
+    return session.run(_Run(session, out, items).go(prompt, concurrency))
+
+
+class _Run:
+    def __init__(self, session: Session, out: TextIO | None, items: Sequence[Item] | None) -> None:
+        self._session = session
+        self._screen = session.screen
+        self._out = out
+        self._items = items
+        self._results: list[ItemResult] = []
+        self._cancelling: asyncio.Task[None] | None = None
+        self._at_rest = asyncio.Event()
+
+    async def go(self, prompt: str, concurrency: int) -> int:
+        session, root = self._session, self._session.root
+        main = asyncio.current_task()
+        assert main is not None
+        with session.interrupts.told(lambda: self._cancel(main)):
+            try:
+                async with self._view():
+                    if self._items is None:
+                        self._take(await ask(root, Item(label="", prompt=prompt)))
+                    else:
+                        await self._over(self._items, concurrency)
+            except asyncio.CancelledError:
+                if session.interrupts.received is None:
+                    raise
+                self._screen.note("palaver: what did not stop in time is being ended")
+            except OSError:
+                # Nobody can be given the results any more, but what they cost can be told.
+                await self._conclude()
+                raise
+            self._at_rest.set()
+            await self._conclude()
+        if session.interrupts.received is not None:
+            return 128 + session.interrupts.received
+        expected = 1 if self._items is None else len(self._items)
+        return 0 if sum(result.finished for result in self._results) == expected else 1
+
+    async def _over(self, items: Sequence[Item], concurrency: int) -> None:
+        setup = self._session.setup
+        async with aclosing(
+            over(
+                self._session.root,
+                items,
+                concurrency=concurrency,
+                tools=setup.tools,
+                system_prompt=setup.system_prompt,
+                max_tokens=setup.max_tokens,
+            )
+        ) as results:
+            async for result in results:
+                self._take(result)
+
+    def _take(self, result: ItemResult) -> None:
+        """Tell of a result the moment it is there."""
+        self._results.append(result)
+        if self._out is not None:
+            self._write(self._out, result)
+        if result.text:
+            self._screen.answer(result.text if self._items is None else section(result))
+        if not result.finished and result.convo_id is not None:
+            self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")
+
+    def _write(self, out: TextIO, result: ItemResult) -> None:
+        line = json.dumps(record(result, with_file=self._items is not None), ensure_ascii=False)
+        try:
+            out.write(line + "\n")
+            out.flush()
+        except OSError as error:
+            with suppress(OSError):
+                out.close()  # or what is buffered fails once more when it is closed later
+            raise OSError(error.errno, f"results cannot be written: {error.strerror}", out.name) from error
+
+    def _cancel(self, main: asyncio.Task[object]) -> None:
+        if self._cancelling is None:
+            self._screen.note("palaver: interrupted; stopping (once more to stop at once)")
+            self._cancelling = asyncio.create_task(self._cancel_tree(main))
+
+    async def _cancel_tree(self, main: asyncio.Task[object]) -> None:
+        with suppress(PalaverError, TimeoutError):
+            async with asyncio.timeout(CANCEL_WITHIN_S):
+                await reply(self._session.root.cancel.remote("interrupted"))
+                # All results are on their way now.
+                await self._at_rest.wait()
+        if not self._at_rest.is_set():
+            main.cancel()
+
+    async def _conclude(self) -> None:
+        """Say what was not done, what was done, and what all of it took."""
+        unstarted = Counter(
+            result.reason for result in self._results if not result.finished and result.convo_id is None
+        )
+        for reason, count in unstarted.items():
+            self._screen.note(
+                f"{count} of them {reason}" if self._items is not None else f"not finished: {reason}"
+            )
+        if self._items is not None:
+            finished = sum(result.finished for result in self._results)
+            self._screen.note(f"{finished} of {len(self._items)} finished")
+        usage: CumulativeUsage | None = None
+        with suppress(PalaverError, TimeoutError):
+            async with asyncio.timeout(_USAGE_WITHIN_S):
+                usage = await reply(self._session.root.cumulative_usage.remote())
+        self._screen.note(
+            "what was spent is not known: the process of the root conversation is gone"
+            if usage is None
+            else summary(usage, self._session.setup.budget)
+        )
+
+    @asynccontextmanager
+    async def _view(self) -> AsyncGenerator[None]:
+        """The live tree, or plain lines, while the block runs."""
+        root, screen = self._session.root, self._screen
+        if screen.live:
+            with screen.picture():
+                async with Watcher(lambda: reply(root.tree.remote()), self._draw):
+                    yield
+        else:
+            async with Watcher(lambda: reply(root.tree.remote()), Lines(screen)):
+                yield
+
+    def _draw(self, branch: Branch) -> None:
+        done = None if self._items is None else (len(self._results), len(self._items))
+        self._screen.show(
+            render(branch, done=done, max_lines=self._screen.lines, ascii_only=self._screen.ascii_only)
+        )
+
+
+class Lines:
+    """Writes a line for whatever is worth one since the last look."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._seen: Branch | None = None
+
+    def __call__(self, branch: Branch) -> None:
+        for line in changes(self._seen, branch):
+            self._screen.note(line)
+        self._seen = branch
+
+
+def section(result: ItemResult) -> str:
+    """One file's answer, with a heading, for people to read."""
+    return f"== {result.label} ==\n{result.text}\n"
+
+
+def record(result: ItemResult, *, with_file: bool) -> dict[str, Any]:
+    """One result as plain values: a line of `--out`. Money is text, exact; None is unknown."""
+    usage = result.usage
+    run = result.result
+    return {
+        "file": result.label if with_file else None,
+        "convo_id": result.convo_id,
+        "finished": result.finished,
+        "stop": run.stop if run is not None else None,
+        "text": run.text if run is not None else None,
+        "error": result.reason or None,
+        "error_type": result.error_type,
+        "usage": None
+        if usage is None
+        else {
+            "responses": usage.responses,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_input_tokens": usage.cache_read_input_tokens,
+            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+            "cost_usd": None if usage.total_cost_usd is None else f"{usage.total_cost_usd:f}",
+            "wall_time_s": usage.wall_time.total_seconds(),
+        },
+    }

@@ -1,0 +1,153 @@
+"""Where a command writes: answers to stdout, everything else to stderr, both kept clear of Ray's notices.
+
+Layer: actors, command line; no Ray.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` without control characters, which could move the cursor or set the terminal's title.
+
+    Those in `keep` stay; the others are shown as Python escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+class Screen:
+    """The person's stdout and stderr.
+
+    `live` is whether stderr is a terminal on which a picture can be redrawn. Made while `sys.stdout` and
+    `sys.stderr` are the real ones; `quiet` then keeps everybody else off them.
+    """
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        for stream in (self._out, self._err):
+            if isinstance(stream, io.TextIOWrapper):
+                # A model may answer what the terminal's encoding cannot show.
+                stream.reconfigure(errors="backslashreplace")
+        self.out_is_terminal = self._out.isatty()
+        self.live = self._err.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        self.console = Console(
+            file=self._err, force_terminal=self.live, highlight=False, markup=False, emoji=False
+        )
+        self._picture: Live | None = None
+
+    def answer(self, text: str) -> None:
+        """Write what was asked for: to stdout, above the picture where they share a terminal.
+
+        Raises BrokenPipeError when nobody reads it any more.
+        """
+        if self._picture is not None and self.out_is_terminal and self._is_one_terminal():
+            self.console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
+            return
+        self._out.write((printable(text, keep="\n\t") if self.out_is_terminal else text) + "\n")
+        self._out.flush()
+
+    def note(self, text: str) -> None:
+        """Write something about the run: to stderr. Never fails: it may be about the end of all."""
+        with suppress(OSError, ValueError):
+            self.console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
+
+    def show(self, picture: RenderableType) -> None:
+        """Draw or redraw the picture."""
+        if self._picture is not None:
+            with suppress(OSError):
+                self._picture.update(picture, refresh=True)
+
+    @property
+    def lines(self) -> int:
+        """How many lines a picture may have."""
+        return max(4, self.console.size.height - 1)
+
+    @property
+    def ascii_only(self) -> bool:
+        """Whether the terminal's encoding has no box-drawing characters."""
+        return self.console.options.ascii_only
+
+    @contextmanager
+    def picture(self) -> Generator[None]:
+        """A part of the terminal that `show` redraws, and that is gone after the block."""
+        live = Live(
+            console=self.console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with suppress(OSError):
+            live.start()
+        self._picture = live
+        try:
+            yield
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Take the picture away, if there is one: for who does not come back to the end of `picture`."""
+        live, self._picture = self._picture, None
+        if live is not None:
+            with suppress(OSError):
+                live.stop()
+
+    @contextmanager
+    def quiet(self) -> Generator[None]:
+        """Keep whatever others print, Ray above all, away from both streams for the block."""
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Nowhere(self._out), _Nowhere(self._err)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+    def _is_one_terminal(self) -> bool:
+        try:
+            return os.fstat(self._out.fileno()).st_rdev == os.fstat(self._err.fileno()).st_rdev
+        except (OSError, ValueError):
+            return False
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes what is written and drops it. Says of itself what the stream it stands for says, so that
+    `input()` still offers line editing and child processes get the real file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, s: str, /) -> int:
+        return len(s)
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.errors

@@ -1,0 +1,108 @@
+"""One command's stay on Ray: the local model where it is used, Ray, a root conversation; all gone at the end.
+
+Layer: actors, command line; Ray through `cluster` and `convo` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.text import Text
+
+from palaver.actors.cluster import cluster
+from palaver.actors.convo import Convo, ConvoHandle
+from palaver.actors.inputs import Setup
+from palaver.actors.interrupts import Interrupted, Interrupts
+from palaver.actors.screen import Screen
+from palaver.actors.swarm import close
+from palaver.providers.errors import ConfigurationError, PalaverError
+from palaver.providers.local import Local
+
+T = TypeVar("T")
+
+
+class RayFailed(ConfigurationError):
+    """Ray could not be started here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A root conversation, and the event loop to talk to it in."""
+
+    root: ConvoHandle
+    setup: Setup
+    screen: Screen
+    interrupts: Interrupts
+    _runner: asyncio.Runner
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Do `work` in the session's event loop."""
+
+        async def awaited() -> T:
+            return await work
+
+        return self._runner.run(awaited())
+
+
+@contextmanager
+def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str) -> Generator[Session]:
+    """Start what `setup` needs, and leave nothing of it behind.
+
+    Raises ConfigurationError when something does not start, Interrupted for a signal until it has.
+    """
+    for note in setup.notes:
+        screen.note(note)
+    with ExitStack() as stack:
+        stack.enter_context(screen.quiet())
+        if isinstance(setup.provider, Local):
+            stack.enter_context(setup.provider.hold())
+            stack.callback(interrupts.ignore)
+        _start_ray(setup.address, screen, interrupts, stack)
+        root = Convo.remote(
+            setup.provider,
+            tools=setup.tools,
+            budget=setup.budget,
+            system_prompt=setup.system_prompt,
+            max_tokens=setup.max_tokens,
+            label=label,
+        )
+        runner = asyncio.Runner()
+        hurried = False
+        try:
+            yield Session(root, setup, screen, interrupts, runner)
+        except Interrupted:
+            hurried = True
+            screen.clear()
+            raise
+        finally:
+            interrupts.ignore()
+            if not hurried:
+                _end(runner, root)
+            # Else: what the event loop would still wait for ends with Ray.
+
+
+def _start_ray(address: str | None, screen: Screen, interrupts: Interrupts, stack: ExitStack) -> None:
+    # Interrupted half-way, Ray would not know of all that it has started.
+    with interrupts.held_back("palaver: interrupted; stopping as soon as Ray has started"), screen.picture():
+        screen.show(Text("joining Ray ..." if address else "starting Ray ..."))
+        try:
+            stack.enter_context(cluster(address, log_to_driver=False))
+        except PalaverError:
+            raise
+        except Exception as error:
+            first_line = next(iter(str(error).strip().splitlines()), "no reason given")
+            raise RayFailed(
+                f"Ray did not start: {type(error).__name__}: {first_line}. Is there memory, and room in the "
+                "temp folder? --address uses a Ray that runs already"
+            ) from error
+        stack.callback(interrupts.ignore)
+
+
+def _end(runner: asyncio.Runner, root: ConvoHandle) -> None:
+    with suppress(PalaverError):
+        runner.run(close(root))
+    runner.close()

@@ -1,0 +1,293 @@
+"""A swarm: one sub-conversation per item, several at a time, each of them closed again.
+
+It owns two invariants. Whatever it starts it closes, also when its consumer stops listening or is
+cancelled. And one item's failure is that item's result: it harms no other.
+
+Layer: actors; one of the modules that know Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from palaver.actors.conversation import RunResult
+from palaver.actors.convo import AnyTool, ConvoHandle
+from palaver.actors.errors import ConvoCancelled, ConvoClosed
+from palaver.actors.ledger import CumulativeUsage
+from palaver.providers.errors import ConfigurationError, PalaverError
+from palaver.providers.messages import Value
+from palaver.tools.task import pack
+from palaver.tools.tool import Tool
+
+T = TypeVar("T")
+
+CLOSED_WITHIN_S = 10.0
+"""How long closing a conversation may take before its process is killed. What a cancel may have to wait
+for, a tool that cannot be unwound, is gone within about three seconds (`palaver.tools.supervisor`)."""
+
+_ANSWERS_WITHIN_S = 5.0
+"""How long a conversation that failed may take to say what it spent."""
+
+
+class Item(Value):
+    """One piece of work: what to call it, and what to say."""
+
+    label: str
+    prompt: str
+
+
+class ItemResult(Value):
+    """What came of one item.
+
+    Either `result`, the run, which may have been stopped by a limit; or `error`, why there is none, and
+    `error_type`, the name of its class. `convo_id` is None when no process was started for it. `usage`
+    is what it used, with all below it; None when that is nothing, or nobody could be asked.
+    """
+
+    label: str
+    convo_id: str | None = None
+    result: RunResult | None = None
+    error: str | None = None
+    error_type: str | None = None
+    usage: CumulativeUsage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to a proper end."""
+        return self.result is not None and self.result.finished
+
+    @property
+    def text(self) -> str:
+        """What the model answered; empty when it did not."""
+        return self.result.text if self.result is not None else ""
+
+    @property
+    def reason(self) -> str:
+        """Why it is not finished; empty when it is."""
+        if self.result is None:
+            return self.error or "no result"
+        if self.result.finished:
+            return ""
+        return f"stopped ({self.result.stop})" + (f": {self.result.detail}" if self.result.detail else "")
+
+
+async def over(
+    root: ConvoHandle,
+    items: Iterable[Item],
+    *,
+    concurrency: int,
+    tools: Sequence[AnyTool] = (),
+    system_prompt: str = "",
+    max_tokens: int | None = None,
+) -> AsyncGenerator[ItemResult]:
+    """Run each item in a sub-conversation of `root`, at most `concurrency` at once.
+
+    Results come as they are complete, one per item whatever happens: what fails is told in the result.
+    When `root` is over its budget, cancelled or gone, the items that are left get a result that says so,
+    and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
+    Raises ConfigurationError for a concurrency below 1.
+    """
+    if concurrency < 1:
+        raise ConfigurationError(f"concurrency is {concurrency}; use 1 or more")
+    swarm = _Swarm(
+        root,
+        system_prompt=system_prompt,
+        # Once, and not anew for every item.
+        tools=[pack(each) if isinstance(each, Tool) else each for each in tools],
+        max_tokens=max_tokens,
+    )
+    results: asyncio.Queue[ItemResult | BaseException | None] = asyncio.Queue()
+    waiting = iter(items)
+
+    async def work() -> None:
+        # The results are fetched when somebody wants them; the next item does not wait for that.
+        try:
+            for item in waiting:
+                await results.put(await swarm.result_of(item))
+        except Exception as error:  # of the iterable: everything else is a result
+            await results.put(error)
+        finally:
+            results.put_nowait(None)
+
+    watch = asyncio.create_task(swarm.watch())
+    workers = [asyncio.create_task(work()) for _ in range(concurrency)]
+    try:
+        at_work = concurrency
+        while at_work:
+            match await results.get():
+                case None:
+                    at_work -= 1
+                case ItemResult() as result:
+                    yield result
+                case error:
+                    raise error
+    finally:
+        for task in (watch, *workers):
+            task.cancel()
+        await _ended(watch, *workers)
+
+
+class _Swarm:
+    """Starts, runs and closes the sub-conversations of `root`."""
+
+    def __init__(self, root: ConvoHandle, **sub_convo_options: Any) -> None:
+        self._root = root
+        self._options = sub_convo_options
+        self._open: set[ConvoHandle] = set()
+        self._cancelled: PalaverError | None = None
+
+    async def watch(self) -> None:
+        """Wait until the root is cancelled or gone; then start nothing more, and end what runs.
+
+        The root's own cancel stops what runs, too, but not a run that was asked for before it and
+        arrives after it.
+        """
+        waiting = self._root.until_cancelled.remote()
+        try:
+            root_id = await reply(self._root.id.remote())
+            self._cancelled = ConvoCancelled(root_id, await reply(waiting))
+        except PalaverError as error:
+            self._cancelled = error
+        except asyncio.CancelledError:
+            # The root would wait for it for as long as it lives.
+            with suppress(RayError):
+                ray.cancel(waiting)  # pyright: ignore[reportUnknownMemberType]
+            raise
+        await asyncio.gather(*(close(each) for each in self._open))
+
+    async def result_of(self, item: Item) -> ItemResult:
+        """Run one item. Never raises for what happens to it."""
+        try:
+            child = await self._start(item)
+        except Exception as error:
+            return _failed(item, error, f"not started: {_told(error)}")
+        try:
+            result = await ask(child, item)
+        finally:
+            await _to_the_end(close(child))
+            self._open.discard(child)
+        if result.result is None and self._cancelled is not None and result.error_type == "ConvoClosed":
+            # It was ended because of the cancel.
+            error = self._cancelled
+            result = result.model_copy(update={"error": str(error), "error_type": type(error).__name__})
+        return result
+
+    async def _start(self, item: Item) -> ConvoHandle:
+        """The sub-conversation for an item; raises PalaverError when there is to be none."""
+        self._refuse_if_cancelled()
+        if over_budget := await reply(self._root.over_budget.remote()):
+            raise over_budget
+        starting = asyncio.create_task(reply(self._root.sub_convo.remote(label=item.label, **self._options)))
+        try:
+            child = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await _ended(starting)
+            if not starting.cancelled() and starting.exception() is None:
+                await close(starting.result())
+            raise
+        self._open.add(child)
+        try:
+            self._refuse_if_cancelled()
+        except PalaverError:
+            self._open.discard(child)
+            await _to_the_end(close(child))
+            raise
+        return child
+
+    def _refuse_if_cancelled(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+
+
+async def ask(convo: ConvoHandle, item: Item) -> ItemResult:
+    """Run one item in a conversation that is there already. Never raises for what comes of it."""
+    asking = asyncio.create_task(reply(convo.id.remote()))
+    try:
+        result = await reply(convo.run.remote(item.prompt))
+        return ItemResult(label=item.label, convo_id=result.convo_id, result=result, usage=result.usage)
+    except Exception as error:  # also those of a provider that somebody wrote
+        return await _failed_at_work(convo, item, error, asking)
+    finally:
+        asking.cancel()
+
+
+async def _failed_at_work(
+    convo: ConvoHandle, item: Item, error: Exception, asking: asyncio.Task[str]
+) -> ItemResult:
+    usage: CumulativeUsage | None = None
+    convo_id: str | None = None
+    with suppress(PalaverError, TimeoutError):
+        async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            convo_id = await asking
+            usage = await reply(convo.cumulative_usage.remote())
+    if isinstance(error, ConvoClosed) and convo_id is not None:
+        error = ConvoClosed(convo_id, error.reason)
+    return _failed(item, error, _told(error)).model_copy(update={"convo_id": convo_id, "usage": usage})
+
+
+def _failed(item: Item, error: Exception, message: str) -> ItemResult:
+    return ItemResult(label=item.label, error=message, error_type=type(error).__name__)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, PalaverError) else f"{type(error).__name__}: {error}"
+
+
+async def reply(ref: ray.ObjectRef[T]) -> T:
+    """What a conversation answers. Ray's exceptions end here.
+
+    Raises what the conversation raised, and ConvoClosed when its process is gone.
+    """
+    try:
+        return await ref
+    except RayTaskError as error:
+        raise error.cause from None
+    except OutOfMemoryError as error:
+        raise _gone("its process was killed because its node ran out of memory") from error
+    except RayActorError as error:
+        raise _gone("its process is gone: killed, out of memory, or closed by its parent's end") from error
+    except RayError as error:
+        raise _gone(f"Ray could not reach it ({type(error).__name__}: {_first_line(error)})") from error
+
+
+def _gone(reason: str) -> ConvoClosed:
+    return ConvoClosed("(unknown id)", reason)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+async def close(convo: ConvoHandle) -> None:
+    """Close a conversation, or kill its process when that takes too long. Harmless when it is gone."""
+    with suppress(PalaverError):
+        try:
+            async with asyncio.timeout(CLOSED_WITHIN_S):
+                await reply(convo.close.remote())
+        except TimeoutError:
+            ray.kill(convo)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for tasks to end, however they end, and even when cancelled meanwhile."""
+    await _to_the_end(_gather(tasks))
+
+
+async def _gather(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end even when cancelled meanwhile; the cancellation is raised after it."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
