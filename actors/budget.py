@@ -29,6 +29,20 @@ class Budget(Value):
     max_responses: int | None = None
     max_wall_time: timedelta | None = None
 
+    def __init__(
+        self,
+        *,
+        max_dollars: Decimal | float | str | None = None,
+        max_responses: int | None = None,
+        max_wall_time: timedelta | float | None = None,
+    ) -> None:
+        limits: dict[str, Any] = {
+            "max_dollars": max_dollars,
+            "max_responses": max_responses,
+            "max_wall_time": max_wall_time,
+        }
+        super().__init__(**limits)
+
     @field_validator("max_dollars", "max_responses", "max_wall_time")
     @classmethod
     def _not_negative(cls, limit: Any) -> Any:

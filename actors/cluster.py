@@ -12,17 +12,19 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import ray
 
 from palaver.providers.errors import ConfigurationError
+
+_ray = cast("Any", ray)  # which is typed in part
 
 _CONNECT_WITHIN_S = 5.0
 
@@ -55,7 +57,7 @@ class Cluster:
 @contextmanager
 def cluster(
     address: str | None = None, *, num_cpus: int | None = None, log_to_driver: bool = True
-) -> Iterator[Cluster]:
+) -> Generator[Cluster]:
     """Connect this process to Ray for the length of the block.
 
     `address` is `host:port` of a running Ray. None takes RAY_ADDRESS, or else a Ray that was started on
@@ -70,7 +72,7 @@ def cluster(
     if wanted is None:
         with _own_files() as (folder, environment), _environment(environment):
             try:
-                ray.init(
+                _ray.init(
                     address="local",
                     num_cpus=num_cpus,
                     include_dashboard=False,
@@ -78,21 +80,21 @@ def cluster(
                     _system_config={"num_workers_soft_limit": _idle_workers()},
                     **options,
                 )
-                yield Cluster(ray.get_runtime_context().gcs_address, owned=True)
+                yield Cluster(_ray.get_runtime_context().gcs_address, owned=True)
             finally:
                 processes = _started_in(folder)
-                ray.shutdown()
+                _ray.shutdown()
                 _end(processes)
         return
     _check_listening(wanted)
     try:
         try:
-            ray.init(address=wanted, **options)
+            _ray.init(address=wanted, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterUnreachable(_refusal(wanted, error)) from error
         yield Cluster(wanted, owned=False)
     finally:
-        ray.shutdown()
+        _ray.shutdown()
 
 
 def _running_here() -> str | None:
@@ -145,7 +147,7 @@ def _idle_workers() -> int:
 
 
 @contextmanager
-def _own_files() -> Iterator[tuple[Path, dict[str, str]]]:
+def _own_files() -> Generator[tuple[Path, dict[str, str]]]:
     """A folder for a Ray of our own, with a token nobody else can read, and the environment it needs.
 
     The folder's name holds this process's id: one that was killed leaves its folder to the next.
@@ -207,7 +209,7 @@ def _token() -> str:
 
 
 @contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
+def _environment(changes: dict[str, str]) -> Generator[None]:
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from palaver.actors.budget import Budget
 from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed, UnknownToolCall
@@ -89,12 +89,11 @@ class Settings:
     label: str = ""
 
     def __post_init__(self) -> None:
-        system_prompt: object = self.system_prompt
+        system_prompt, budget = cast("object", self.system_prompt), cast("object", self.budget)
         if not isinstance(system_prompt, str):
             raise ConfigurationError(
                 f"system_prompt is a {type(system_prompt).__name__}; it has to be text (str)"
             )
-        budget: object = self.budget
         if not isinstance(budget, Budget):
             raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -472,9 +471,16 @@ class Conversation:
             async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
                 return await child.tree()
         except (ConvoClosed, TimeoutError):
-            lost = {"id": child_id, "parent_id": self.id, "depth": self.depth + 1, "state": State.LOST}
-            empty = self._own_usage().model_copy(update={"tool_uses": {}})
-            return Branch(**lost, label="", model="", usage=empty, budget=Budget())
+            return Branch(
+                id=child_id,
+                parent_id=self.id,
+                depth=self.depth + 1,
+                label="",
+                state=State.LOST,
+                model="",
+                usage=Ledger().usage(self._started_at, timedelta()),
+                budget=Budget(),
+            )
 
     def _self_branch(self) -> Branch:
         if self._closing is not None:

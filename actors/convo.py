@@ -32,7 +32,6 @@ from palaver.tools.tool import Tool, check_names
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 _CALLS_AT_ONCE = 1_000_000
 """Ray's default for async actors is 1,000; calls beyond it queue, control calls too."""
@@ -43,14 +42,14 @@ _LINGER_S = 1.0
 AnyTool: TypeAlias = Tool[..., Any] | PackedTool
 
 
-class RemoteMethod(Protocol[P, R_co]):
+class RemoteMethod(Protocol[P, R]):
     """A method of an actor: called as `handle.method.remote(...)`, which gives an ObjectRef at once."""
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef[R_co]:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef[R]:
         """Call the method. `await` the reference, or `ray.get` it, for the result."""
         ...
 
-    def options(self, **ray_options: Any) -> RemoteMethod[P, R_co]:
+    def options(self, **ray_options: Any) -> RemoteMethod[P, R]:
         """The same method with Ray's options for a call."""
         ...
 
@@ -75,7 +74,7 @@ class ConvoActor:
         messages: Sequence[Message] = (),
     ) -> None:
         id = id or new_convo_id()
-        self._handle = cast("ConvoHandle", ray.get_runtime_context().current_actor)
+        self._handle = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
         self._ancestors = ancestors or _Ancestors()
         self._weakening: set[asyncio.Task[None]] = set()
         self._core = Conversation(
@@ -393,8 +392,8 @@ class _Ancestors:
         await self._nearest_first[0].child_closed(last)
 
 
-_actor_class = cast(
-    "Any", ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=_CALLS_AT_ONCE)
+_actor_class = cast("Any", ray).remote(
+    num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=_CALLS_AT_ONCE
 )(ConvoActor)
 
 

@@ -156,7 +156,11 @@ class Ledger:
         match entry:
             case ResponseCharged():
                 known = entry.usage.cost_usd
-                priced = entry.usage if known is not None else entry.usage.model_copy(update={"cost_usd": Decimal()})
+                priced = (
+                    entry.usage
+                    if known is not None
+                    else entry.usage.model_copy(update={"cost_usd": Decimal()})
+                )
                 self._total += priced
                 self._responses += entry.answered
                 self._unpriced += known is None

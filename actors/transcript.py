@@ -59,7 +59,7 @@ class Transcript:
         messages: Iterable[Message] = (),
         on_event: Callable[[TranscriptEvent], None] | None = None,
     ) -> None:
-        self.seq = 0
+        self.seq: int = 0
         self._convo_id = convo_id
         self._on_event = on_event
         self._messages = list(messages)

@@ -6,7 +6,7 @@ import http.server
 import json
 import statistics
 import threading
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import ray
@@ -77,11 +77,9 @@ def main() -> None:
     url = f"http://127.0.0.1:{server.server_port}/v1"
     free = Price.free()
     with cluster(num_cpus=2, log_to_driver=False):
-        bare = [Bare.remote() for _ in range(COUNT)]
+        bare = [cast("Any", Bare).remote() for _ in range(COUNT)]
         scripted = [Convo.remote(Scripted(say_ok)) for _ in range(COUNT)]
-        over_http = [
-            Convo.remote(OpenAI("m", base_url=url, api_key="x", price=free)) for _ in range(COUNT)
-        ]
+        over_http = [Convo.remote(OpenAI("m", base_url=url, api_key="x", price=free)) for _ in range(COUNT)]
         ray.get([each.ping.remote() for each in bare])
         ray.get([each.run.remote("hi") for each in scripted])
         ray.get([each.id.remote() for each in over_http])

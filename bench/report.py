@@ -11,7 +11,9 @@ from palaver.providers.provider import Request
 from palaver.providers.scripted import Reply
 
 
-def in_pairs(ours: Callable[[], float], baseline: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
+def in_pairs(
+    ours: Callable[[], float], baseline: Callable[[], float], rounds: int
+) -> list[tuple[float, float]]:
     """Take both figures in turn, so that a machine that slows down slows both; the first pair warms up."""
     return [(ours(), baseline()) for _ in range(rounds + 1)][1:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any, cast
 
 import ray
 from report import in_pairs, ratio, report
@@ -49,7 +50,7 @@ def one_tool_then_done(request: Request) -> Reply:
 def main() -> None:
     """Print the time of a run and of what it cannot do without, and their ratio."""
     with cluster(num_cpus=2, log_to_driver=False):
-        bare = Bare.remote()
+        bare = cast("Any", Bare).remote()
         conversations = [Convo.remote(Scripted(one_tool_then_done), tools=[noop]) for _ in range(ROUNDS + 1)]
         ray.get([each.id.remote() for each in conversations])
 

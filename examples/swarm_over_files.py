@@ -16,7 +16,9 @@ async def main() -> None:
     """Print the first line of each summary as it comes, and what all of them used."""
     with Local().hold() as model, cluster():
         root = Convo.remote(model, budget=Budget(max_wall_time=timedelta(minutes=5)))
-        items = [Item(label=text.name, prompt=f"Summarise in one sentence:\n{text.read_text()}") for text in TEXTS]
+        items = [
+            Item(label=text.name, prompt=f"Summarise in one sentence:\n{text.read_text()}") for text in TEXTS
+        ]
         async for result in over(root, items, concurrency=2, max_tokens=80):
             print(f"{result.label}: {(result.text or result.reason).splitlines()[0]}")
         print((await root.cumulative_usage.remote()).log_view())

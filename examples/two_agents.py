@@ -15,5 +15,7 @@ with Local().hold() as model, cluster():
     print(draft.text, verdict.text, sep="\n---\n")
 
     for line in ray.get(editor.tree.remote()).walk():
-        print(f"{'  ' * line.depth}{line.label}: {line.usage.responses} responses, ${line.usage.total_cost_usd}")
+        print(
+            f"{'  ' * line.depth}{line.label}: {line.usage.responses} responses, ${line.usage.total_cost_usd}"
+        )
     ray.get(editor.close.remote())

@@ -90,7 +90,11 @@ async def awaits_subprocess(pids: str) -> str:
 @tool
 def leaves_a_daemon(pids: str) -> str:
     """Start a daemon that leaves the session and the family, then sleep."""
-    code = f"import os,time\nif os.fork(): os._exit(0)\nos.setsid()\nprint(os.getpid(),flush=True)\ntime.sleep({FOREVER_S})"
+    code = (
+        "import os, time\n"
+        "if os.fork(): os._exit(0)\n"
+        f"os.setsid()\nprint(os.getpid(), flush=True)\ntime.sleep({FOREVER_S})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     _note_pid(pids, int(process.stdout.readline()))

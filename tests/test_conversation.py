@@ -245,7 +245,7 @@ async def test_a_second_send_is_refused_while_the_first_goes_on() -> None:
     c = convo(provider=provider)
     first = asyncio.create_task(c.send_user_text_message("a"))
     await provider.asked.wait()
-    with pytest.raises(ConvoBusy, match="busy with a request. Await that call first"):
+    with pytest.raises(ConvoBusy, match=r"busy with a request\. Await that call first"):
         await c.run("b")
     provider.release.set()
     assert (await first).message.text == "first"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+import ray.exceptions
 from conftest import eventually, is_alive
 
 from palaver.actors import (
@@ -91,7 +92,9 @@ async def descend(levels: int, info: ToolCallInfo) -> str:
     return " ".join(each[0].text for each in results)
 
 
-async def tree_of_three(provider: Scripted, **root_options: Any) -> tuple[ConvoHandle, ConvoHandle, ConvoHandle]:
+async def tree_of_three(
+    provider: Scripted, **root_options: Any
+) -> tuple[ConvoHandle, ConvoHandle, ConvoHandle]:
     root = Convo.remote(provider, label="root", **root_options)
     child = await root.sub_convo.remote(label="child")
     return root, child, await child.sub_convo.remote(label="grandchild")
@@ -99,7 +102,7 @@ async def tree_of_three(provider: Scripted, **root_options: Any) -> tuple[ConvoH
 
 async def process_of(convo: ConvoHandle) -> int:
     """The process of a conversation, which is the one that runs its listener."""
-    return (await convo.__ray_call__.remote(lambda _: os.getpid()))  # type: ignore[attr-defined]
+    return await convo.__ray_call__.remote(lambda _: os.getpid())  # type: ignore[attr-defined]
 
 
 async def test_a_grandchilds_usage_is_on_all_three_ledgers_when_its_call_returns() -> None:
@@ -191,9 +194,7 @@ def _state(root: ConvoHandle) -> list[State]:
 
 async def test_two_sends_at_once_are_one_send_and_one_clear_refusal() -> None:
     convo = Convo.remote(Scripted(["one"], delay_s=0.3))
-    results = await asyncio.gather(
-        convo.run.remote("a"), convo.run.remote("b"), return_exceptions=True
-    )
+    results = await asyncio.gather(convo.run.remote("a"), convo.run.remote("b"), return_exceptions=True)
     assert sorted(isinstance(each, ConvoBusy) for each in results) == [False, True]
     assert len(await convo.messages.remote()) == 2
     await convo.close.remote()
@@ -322,7 +323,7 @@ def test_what_cannot_work_is_refused_before_a_process_is_started() -> None:
         Convo.remote(Scripted([]), tools=[pid, pid])
     with pytest.raises(ConfigurationError, match="system_prompt is a int; it has to be text"):
         Convo.remote(Scripted([]), system_prompt=5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="provider is a str; pass one of palaver.providers"):
+    with pytest.raises(ConfigurationError, match=r"provider is a str; pass one of palaver\.providers"):
         Convo.remote("claude")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="is no tool; make it one with @tool"):
         Convo.remote(Scripted([]), tools=[print])  # type: ignore[list-item]

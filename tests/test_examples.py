@@ -32,7 +32,12 @@ def run(program: Path, folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in keys}
     environment |= {"HOME": str(folder), "TMPDIR": str(folder)}
     done = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -49,7 +54,9 @@ def test_each_example_runs_and_leaves_no_file_behind(program: Path, short_folder
 
 
 EXPECTED = {
-    "two_agents.py": re.compile(r"---\n.*\neditor: 2 responses, \$0\n  writer: 1 responses, \$0\n", re.DOTALL),
+    "two_agents.py": re.compile(
+        r"---\n.*\neditor: 2 responses, \$0\n  writer: 1 responses, \$0\n", re.DOTALL
+    ),
     "tools_that_delegate.py": re.compile(r"root calls survey.*Cairo has a river.*'responses': 5", re.DOTALL),
     "swarm_over_files.py": re.compile(r"(.+\.txt: .+\n){4}.*'responses': 4"),
 }
@@ -67,7 +74,9 @@ def test_every_python_block_of_the_readme_compiles_and_its_imports_exist() -> No
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) > 1
     for block in blocks:
-        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports: list[ast.stmt] = [
+            node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         exec(compile(ast.Module(imports, []), "README.md", "exec"), {})  # noqa: S102
 
 
@@ -77,7 +86,8 @@ def test_the_readmes_tool_is_a_tool_that_runs(tmp_path: Path) -> None:
     module.write_text(block)
     code = (
         "import readme_tool as r, sys; from palaver.tools import ToolCallInfo\n"
-        "print(r.count_words(sys.argv[1], ToolCallInfo('1', 'count_words', 'c')), r.count_words.spec.description)"
+        "info = ToolCallInfo('1', 'count_words', 'c')\n"
+        "print(r.count_words(sys.argv[1], info), r.count_words.spec.description)"
     )
     text = tmp_path / "text"
     text.write_text("three little words")

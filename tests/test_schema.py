@@ -133,7 +133,7 @@ def test_a_tool_needs_neither_docstring_nor_parameters() -> None:
 
 
 def test_types_become_their_json_schemas() -> None:
-    def draw(  # noqa: PLR0917
+    def draw(
         colour: Colour,
         style: Literal["dashed", "solid"],
         line: Line,
@@ -158,7 +158,7 @@ def test_types_become_their_json_schemas() -> None:
 
 
 def test_input_arrives_as_the_types_the_function_asks_for() -> None:
-    def draw(  # noqa: PLR0917
+    def draw(
         colour: Colour, line: Line, at: Point, when: date, cost: Decimal, where: Path, ids: set[int]
     ) -> None: ...
 

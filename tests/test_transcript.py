@@ -119,12 +119,16 @@ def test_replaying_the_events_gives_the_same_transcript() -> None:
 def test_a_gap_in_the_events_is_refused() -> None:
     with pytest.raises(ValueError, match="event 3 does not follow event 0"):
         Transcript("abc-defg").apply(
-            TranscriptEvent.model_validate({"seq": 3, "change": {"type": "result_kept", "result": result("a")}})
+            TranscriptEvent.model_validate(
+                {"seq": 3, "change": {"type": "result_kept", "result": result("a")}}
+            )
         )
 
 
 @given(st.lists(st.sampled_from("abcdef"), unique=True), st.data())
-def test_every_open_call_gets_exactly_one_result_whatever_is_given(open_ids: list[str], data: st.DataObject) -> None:
+def test_every_open_call_gets_exactly_one_result_whatever_is_given(
+    open_ids: list[str], data: st.DataObject
+) -> None:
     transcript = with_open_calls(*open_ids)
     for kept in data.draw(st.lists(st.sampled_from(open_ids or ["z"]))):
         transcript.keep_result(result(kept))
