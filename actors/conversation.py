@@ -206,7 +206,7 @@ class Conversation:
                 failed = ResponseCharged(
                     convo_id=self.id, request_id=request.id, usage=error.usage, answered=False
                 )
-                await _to_the_end(self.record(failed))
+                await self.record(failed)
             await self._told.on_response(request.id, None, error)
             raise
         except BaseException as error:
@@ -229,7 +229,7 @@ class Conversation:
             if not answer.cancelled() and answer.exception() is None:
                 await self._keep(request, message, answer.result())
             raise
-        await _to_the_end(self._keep(request, message, response))
+        await self._keep(request, message, response)
         return response
 
     async def _keep(self, request: Request, message: Message, response: Response) -> None:
@@ -392,7 +392,7 @@ class Conversation:
         """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
         self.ledger.record(entry)
         if self._parent is not None:
-            await self._parent.record(entry)
+            await _to_the_end(self._parent.record(entry))
 
     async def cumulative_usage(self) -> CumulativeUsage:
         """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""

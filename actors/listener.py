@@ -106,6 +106,8 @@ class GuardedListener:
         await self._tell("on_tool_result", call, result, error)
 
     async def _tell(self, method: str, *args: object) -> None:
+        if type(self.listener) is NoopListener:
+            return
         async with self._in_order:
             try:
                 told = getattr(self.listener, method)(self._convo, *args)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 
 import psutil
 
@@ -39,6 +40,7 @@ def started_at(process: psutil.Process) -> float:
     return process.create_time()
 
 
+@cache
 def adopt_orphans() -> None:
     """Make this process the parent of descendants whose own parent ends, so that they can be found.
 

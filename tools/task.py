@@ -136,11 +136,11 @@ def _unpack(code: bytes) -> Tool[..., Any]:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def run_tool(tool: PackedTool, title: str, tool_input: Mapping[str, Any], info: ToolCallInfo) -> Outcome:
-    """One tool call. Its worker is reused by the next call, unless the call could not be stopped."""
+def run_tool(code: bytes, title: str, tool_input: Mapping[str, Any], info: ToolCallInfo) -> Outcome:
+    """One call of a packed tool. Its worker goes on to the next, unless the call could not be stopped."""
     os.environ[_MARK] = title
     try:
-        return Supervisor(tool.unpack(), tool_input, info).run()
+        return Supervisor(_unpack(code), tool_input, info).run()
     finally:
         os.environ.pop(_MARK, None)
 
@@ -207,7 +207,7 @@ class RayToolset:
         name = tool.spec.name
         if name not in self._shipped:
             large = len(tool.code) > _INLINE_CODE_BYTES
-            self._shipped[name] = cast("Any", ray).put(tool) if large else tool
+            self._shipped[name] = cast("Any", ray).put(tool.code) if large else tool.code
         info = ToolCallInfo(call.id, name, self._convo_id, self._convo)
         task = cast("Any", run_tool).options(name=title, **_ray_options(tool.resources))
         return task.remote(self._shipped[name], title, call.input, info)
