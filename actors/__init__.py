@@ -1,7 +1,6 @@
 """Conversations as Ray actors, and what lives around them."""
 
 from palaver.actors.budget import Budget
-from palaver.actors.conversation import RunResult
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.errors import (
     BudgetExceeded,
@@ -14,6 +13,7 @@ from palaver.actors.errors import (
 from palaver.actors.kin import Branch, State
 from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
+from palaver.actors.result import RunResult
 
 __all__ = [
     "Branch",

@@ -12,101 +12,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar
 
 from palaver.actors.budget import Budget
-from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed, UnknownToolCall
+from palaver.actors.endings import to_the_end
+from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch, Child, Parent, State
-from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged, ToolCalled
+from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged
 from palaver.actors.listener import ConvoInfo, GuardedListener, Listener, NoopListener
+from palaver.actors.result import RunResult, RunStop, stop_of
+from palaver.actors.settings import Settings
+from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
 from palaver.providers.errors import ConfigurationError, PalaverError, ProviderError
-from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
+from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
-from palaver.tools.errors import ToolCancelled, ToolInputInvalid
-from palaver.tools.outcome import Outcome
 from palaver.tools.toolset import Toolset
 
 T = TypeVar("T")
 
-USER_CANCELLED = "the user cancelled this tool call"
-"""The result of a call in `tool_result_cancel_contents`."""
-
 CHILD_ANSWERS_WITHIN_S = 2.0
 """A child that takes longer to describe itself is shown as lost."""
-
-RunStop: TypeAlias = Literal[
-    "end_turn",
-    "stop_sequence",
-    "no_response",
-    "max_tokens",
-    "refusal",
-    "pause",
-    "context_full",
-    "empty_reply",
-    "budget",
-    "cancelled",
-]
-"""Why a run ended. The first three are a proper end: the model ended its turn, met a stop sequence, or
-called only tools that want no answer. The rest are limits: the answer was cut at max_tokens, refused,
-paused by the provider, or did not fit the context window; the model gave nothing at all; a budget is
-used up; or the run was cancelled."""
-
-
-class RunResult(Value):
-    """How a run ended, and what came of it.
-
-    `text` is the text of the model's last message. `usage` is cumulative: all of the conversation and
-    its sub-conversations. `detail` says more about a stop by a limit, None otherwise.
-    """
-
-    convo_id: str
-    stop: RunStop
-    text: str
-    message: Message | None
-    responses: int
-    usage: CumulativeUsage
-    detail: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to a proper end, rather than being stopped by a limit."""
-        return self.stop in ("end_turn", "stop_sequence", "no_response")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a conversation is started with, beside its provider, tools and place in the tree."""
-
-    system_prompt: str = ""
-    budget: Budget = Budget()
-    prompt_caching: bool = True
-    tool_use_only: bool = False
-    max_tokens: int | None = None
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        system_prompt, budget = cast("object", self.system_prompt), cast("object", self.budget)
-        if not isinstance(system_prompt, str):
-            raise ConfigurationError(
-                f"system_prompt is a {type(system_prompt).__name__}; it has to be text (str)"
-            )
-        if not isinstance(budget, Budget):
-            raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigurationError(
-                f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
-            )
-
-
-@dataclass(slots=True)
-class _RunningCall:
-    name: str
-    task: asyncio.Task[Outcome]
-    cause: str | None = None
 
 
 class Conversation:
@@ -141,6 +69,7 @@ class Conversation:
         self.budget = settings.budget
         self._parent = parent
         self._told = GuardedListener(self.listener, self.info)
+        self.tool_calls = ToolCalls(self.id, toolset, self.transcript, self._told, self.record)
         self._monotonic = monotonic
         self._started_at = datetime.now(UTC)
         self._started = monotonic()
@@ -151,7 +80,6 @@ class Conversation:
         self._cause: str | None = None
         self._cancelling: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._running: dict[str, _RunningCall] = {}
         self._children: dict[str, Child] = {}
         self._ended: list[Branch] = []
 
@@ -211,7 +139,7 @@ class Conversation:
             raise
         except BaseException as error:
             told = error if isinstance(error, PalaverError) else None
-            await _to_the_end(self._told.on_response(request.id, None, told))
+            await to_the_end(self._told.on_response(request.id, None, told))
             raise
         finally:
             self._requesting = False
@@ -247,7 +175,7 @@ class Conversation:
                 responses += 1
                 last = response.message
                 if not last.tool_uses or response.stop_reason is StopReason.MAX_TOKENS:
-                    stop = _stop_of(response, first=responses == 1)
+                    stop = stop_of(response, first=responses == 1)
                     break
                 results = await self._call_tools(last.tool_uses)
                 if not results:
@@ -308,83 +236,28 @@ class Conversation:
         call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoClosed,
         ConvoCancelled, and ConvoBusy when one of these calls is running already.
         """
-        calls = response.message.tool_uses
         self.refuse_if_ending()
+        calls = response.message.tool_uses
         if response.stop_reason is StopReason.MAX_TOKENS or not calls:
             return []
-        running = [call.id for call in calls if call.id in self._running]
-        if running:
-            raise ConvoBusy(self.id, f"tool calls {running}")
         return await self._stoppably(self._call_tools(calls))
 
     async def tool_result_cancel_contents(self, response: Response) -> list[ToolResult]:
         """A result for each tool call of a response that says the user cancelled it; nothing is run."""
-        results: list[ToolResult] = []
-        for call in response.message.tool_uses:
-            await self._count(call)
-            error = ToolCancelled(call.name, USER_CANCELLED)
-            results.append(Outcome(error=error).to_result(call.id))
-        return results
+        return await self.tool_calls.refuse(response.message.tool_uses)
 
     async def cancel_tool_use(self, tool_use_id: str, cause: str) -> None:
         """Stop one running tool call; its result is an error with the cause.
 
         Raises UnknownToolCall, which names those that are running.
         """
-        running = self._running.get(tool_use_id)
-        if running is None:
-            raise UnknownToolCall(self.id, tool_use_id, "running", list(self._running))
-        self._stop_call(running, cause)
-        await asyncio.wait({running.task})
+        await self.tool_calls.stop(tool_use_id, cause)
 
     async def _call_tools(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
-        results = await _all_to_the_end([self._call_tool(call) for call in calls])
+        results = await self.tool_calls.run(calls)
         if self._cause is not None:
             raise ConvoCancelled(self.id, self._cause)
-        return [result for result in results if result is not None]
-
-    async def _call_tool(self, call: ToolUse) -> ToolResult | None:
-        task = asyncio.create_task(self._outcome(call))
-        running = self._running[call.id] = _RunningCall(call.name, task)
-        interruption: asyncio.CancelledError | None = None
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            interruption = error
-            self._stop_call(running, self._cause or "the call that ran it was cancelled")
-            await asyncio.wait({task})
-        del self._running[call.id]
-        outcome = _ended_outcome(call, running)
-        result = outcome.to_result(call.id) if outcome.respond else None
-        if result is not None:
-            self.transcript.keep_result(result)
-            await _to_the_end(self._told.on_tool_result(call, result, outcome.error))
-        if interruption is not None:
-            raise interruption
-        return result
-
-    async def _outcome(self, call: ToolUse) -> Outcome:
-        counting = asyncio.create_task(self._count(call))
-        try:
-            await self._told.on_tool_call(call)
-            if call.malformed_input is not None:
-                text = (
-                    f"the input of tool {call.name!r} was no JSON object; it was not called. "
-                    "Call it again with a JSON object that fits its schema."
-                )
-                return Outcome(error=ToolInputInvalid(call.name, text))
-            return await self.toolset.run(call)
-        finally:
-            await counting
-
-    def _stop_call(self, running: _RunningCall, cause: str) -> None:
-        # Once: a second cancel would interrupt the clean-up of the first.
-        if running.cause is None:
-            running.cause = cause
-            running.task.cancel()
-
-    async def _count(self, call: ToolUse) -> None:
-        await self.record(ToolCalled(convo_id=self.id, tool_use_id=call.id, tool_name=call.name))
+        return results
 
     # Usage and budget
 
@@ -392,7 +265,7 @@ class Conversation:
         """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
         self.ledger.record(entry)
         if self._parent is not None:
-            await _to_the_end(self._parent.record(entry))
+            await to_the_end(self._parent.record(entry))
 
     async def cumulative_usage(self) -> CumulativeUsage:
         """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""
@@ -485,7 +358,7 @@ class Conversation:
     def _self_branch(self) -> Branch:
         if self._closing is not None:
             state = State.CLOSED
-        elif self._running:
+        elif self.tool_calls.running:
             state = State.RUNNING_TOOLS
         else:
             state = State.REQUESTING if self._requesting else State.IDLE
@@ -498,7 +371,7 @@ class Conversation:
             model=self.provider.model,
             usage=self._own_usage(),
             budget=self.budget,
-            running_tools=tuple(call.name for call in self._running.values()),
+            running_tools=tuple(self.tool_calls.running.values()),
         )
 
     # The end
@@ -517,8 +390,7 @@ class Conversation:
         self._cause = cause
         try:
             below = [_quietly(child.cancel(cause)) for child in self._children.values()]
-            for running in self._running.values():
-                self._stop_call(running, cause)
+            self.tool_calls.stop_all(cause)
             for operation in self._operations:
                 operation.cancel()
             await asyncio.gather(*below)
@@ -554,48 +426,6 @@ class Conversation:
 
 def _user_message(text: str, contents: Iterable[Content]) -> Message:
     return Message(role="user", content=(*contents, *((Text(text=text),) if text else ())))
-
-
-def _stop_of(response: Response, *, first: bool) -> RunStop:
-    """Why a run ends with a response whose tools are not called."""
-    match response.stop_reason:
-        case StopReason.MAX_TOKENS | StopReason.REFUSAL | StopReason.PAUSE | StopReason.CONTEXT_FULL as stop:
-            return stop.value
-        case StopReason.STOP_SEQUENCE:
-            return "stop_sequence"
-        case _:
-            # After tool calls a model may have nothing to add; at the start that is a failure.
-            return "empty_reply" if first and not response.message.text.strip() else "end_turn"
-
-
-def _ended_outcome(call: ToolUse, running: _RunningCall) -> Outcome:
-    """How a call ended. One that was asked to stop is cancelled, whatever it still returned."""
-    if running.cause is not None:
-        return Outcome(error=ToolCancelled(call.name, running.cause))
-    return running.task.result()
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even when cancelled meanwhile; the cancellation is raised after it."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
-
-
-async def _all_to_the_end(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; when cancelled, cancel all and await their ends. Raises the first failure after all."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        raise
-    return [task.result() for task in tasks]
 
 
 async def _quietly(work: Coroutine[Any, Any, object]) -> None:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 import ray
 import ray.actor
 from ray.exceptions import RayActorError, RayTaskError
 
 from palaver.actors.budget import Budget
-from palaver.actors.conversation import Conversation, RunResult, Settings
+from palaver.actors.conversation import Conversation
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage, Entry
 from palaver.actors.listener import Listener
+from palaver.actors.result import RunResult
+from palaver.actors.settings import Settings
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
@@ -40,6 +42,18 @@ _LINGER_S = 1.0
 """How long a closed conversation still answers, with ConvoClosed, before its process ends."""
 
 AnyTool: TypeAlias = Tool[..., Any] | PackedTool
+
+
+class SubConvoOptions(TypedDict, total=False):
+    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's."""
+
+    system_prompt: str
+    tools: Sequence[AnyTool]
+    budget: Budget | None
+    tool_use_only: bool
+    max_tokens: int | None
+    label: str
+    actor_options: Mapping[str, Any] | None
 
 
 class RemoteMethod(Protocol[P, R]):
@@ -208,72 +222,44 @@ class ConvoActor:
         return await self._core.tree()
 
     @_remotely
-    async def sub_convo(
-        self,
-        *,
-        system_prompt: str = "",
-        tools: Sequence[AnyTool] = (),
-        budget: Budget | None = None,
-        tool_use_only: bool = False,
-        max_tokens: int | None = None,
-        label: str = "",
-        actor_options: Mapping[str, Any] | None = None,
-    ) -> ConvoHandle:
+    async def sub_convo(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation: an actor that is this one's child.
 
         It has this one's provider, prompt caching and listener; no messages, tools or budget but the
         ones given here. What it spends counts here too, and this one's budget holds for it. It ends
-        with `close`, with this conversation, or when its last handle is dropped. `actor_options` are
-        Ray's options for the actor. Raises ConvoClosed, ConvoCancelled, ConfigurationError.
+        with `close`, with this conversation, or when its last handle is dropped. Raises ConvoClosed,
+        ConvoCancelled, ConfigurationError.
         """
-        settings = Settings(
-            system_prompt=system_prompt,
-            budget=budget or Budget(),
-            prompt_caching=self._core.settings.prompt_caching,
-            tool_use_only=tool_use_only,
-            max_tokens=max_tokens,
-            label=label,
-        )
-        return self._start_child(settings, tools, (), actor_options or {})
+        return self._start_child(options, ())
 
     @_remotely
-    async def sub_convo_with_history(
-        self,
-        *,
-        system_prompt: str = "",
-        tools: Sequence[AnyTool] = (),
-        budget: Budget | None = None,
-        tool_use_only: bool = False,
-        max_tokens: int | None = None,
-        label: str = "",
-        actor_options: Mapping[str, Any] | None = None,
-    ) -> ConvoHandle:
+    async def sub_convo_with_history(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
-        settings = Settings(
-            system_prompt=system_prompt,
-            budget=budget or Budget(),
-            prompt_caching=self._core.settings.prompt_caching,
-            tool_use_only=tool_use_only,
-            max_tokens=max_tokens,
-            label=label,
-        )
-        return self._start_child(settings, tools, self._core.transcript.messages, actor_options or {})
+        return self._start_child(options, self._core.transcript.messages)
 
-    def _start_child(
-        self,
-        settings: Settings,
-        tools: Sequence[AnyTool],
-        messages: Sequence[Message],
-        actor_options: Mapping[str, Any],
-    ) -> ConvoHandle:
+    def _start_child(self, options: SubConvoOptions, messages: Sequence[Message]) -> ConvoHandle:
+        unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
+        if unknown:
+            raise ConfigurationError(
+                f"a sub-conversation has no option {', '.join(unknown)}; there are: "
+                f"{', '.join(SubConvoOptions.__annotations__)}"
+            )
+        settings = Settings(
+            system_prompt=options.get("system_prompt", ""),
+            budget=options.get("budget") or Budget(),
+            prompt_caching=self._core.settings.prompt_caching,
+            tool_use_only=options.get("tool_use_only", False),
+            max_tokens=options.get("max_tokens"),
+            label=options.get("label", ""),
+        )
         self._core.refuse_if_ending()
         child_id = new_convo_id()
         handle = _start(
             self._core.provider,
-            tools,
+            options.get("tools", ()),
             settings,
             self._core.listener,
-            actor_options,
+            options.get("actor_options") or {},
             id=child_id,
             ancestors=self._ancestors.and_below(_Remote(self._core.id, self._handle)),
             messages=messages,

@@ -9,17 +9,18 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from palaver.actors.conversation import RunResult
 from palaver.actors.convo import AnyTool, ConvoHandle
+from palaver.actors.endings import to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed
 from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.result import RunResult
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.messages import Value
 from palaver.tools.task import pack
@@ -170,7 +171,7 @@ class _Swarm:
         try:
             result = await ask(child, item)
         finally:
-            await _to_the_end(close(child))
+            await to_the_end(close(child))
             self._open.discard(child)
         if result.result is None and self._cancelled is not None and result.error_type == "ConvoClosed":
             # It was ended because of the cancel.
@@ -196,7 +197,7 @@ class _Swarm:
             self._refuse_if_cancelled()
         except PalaverError:
             self._open.discard(child)
-            await _to_the_end(close(child))
+            await to_the_end(close(child))
             raise
         return child
 
@@ -276,18 +277,8 @@ async def close(convo: ConvoHandle) -> None:
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:
     """Wait for tasks to end, however they end, and even when cancelled meanwhile."""
-    await _to_the_end(_gather(tasks))
+    await to_the_end(_gather(tasks))
 
 
 async def _gather(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even when cancelled meanwhile; the cancellation is raised after it."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from palaver.actors.budget import Budget
-from palaver.actors.conversation import USER_CANCELLED, Conversation, Settings
+from palaver.actors.conversation import Conversation
 from palaver.actors.errors import (
     Breach,
     BudgetExceeded,
@@ -25,6 +25,8 @@ from palaver.actors.errors import (
 )
 from palaver.actors.kin import State
 from palaver.actors.listener import ConvoInfo, NoopListener
+from palaver.actors.settings import Settings
+from palaver.actors.tool_calls import USER_CANCELLED
 from palaver.actors.transcript import NOT_EXECUTED
 from palaver.providers.errors import BadResponse, ConfigurationError, Overloaded, PalaverError
 from palaver.providers.messages import Message, Text, ToolResult, ToolUse
@@ -326,7 +328,7 @@ async def test_cancelling_one_call_leaves_the_others_alone() -> None:
     c = convo(tools=[hang, echo])
     calls = [call("1", "echo", text="x"), call("2", "hang"), call("3", "echo", text="y")]
     results = asyncio.create_task(c.tool_result_contents(Response(message=Message.assistant(*calls))))
-    await _until(lambda: "2" in [*c._running])
+    await _until(lambda: "2" in c.tool_calls.running)
     await c.cancel_tool_use("2", "too slow")
     assert [(each.text, each.is_error) for each in await results] == [
         ("x", False),
@@ -340,7 +342,7 @@ async def test_a_call_of_a_sub_conversation_can_be_cancelled() -> None:
     results = asyncio.create_task(
         child.tool_result_contents(Response(message=Message.assistant(call("1", "hang"))))
     )
-    await _until(lambda: bool(child._running))
+    await _until(lambda: bool(child.tool_calls.running))
     await child.cancel_tool_use("1", "enough")
     assert (await results)[0].text == "enough"
 
@@ -354,7 +356,7 @@ async def test_a_call_that_is_running_is_not_started_again() -> None:
     c = convo(tools=[hang])
     response = Response(message=Message.assistant(call("1", "hang")))
     first = asyncio.create_task(c.tool_result_contents(response))
-    await _until(lambda: bool(c._running))
+    await _until(lambda: bool(c.tool_calls.running))
     with pytest.raises(ConvoBusy, match=r"tool calls \['1'\]"):
         await c.tool_result_contents(response)
     await c.cancel_tool_use("1", "x")
@@ -510,7 +512,7 @@ async def test_cancel_stops_a_request_and_the_conversation_can_go_on() -> None:
 async def test_cancel_of_a_run_is_a_result_that_keeps_what_was_done() -> None:
     c = convo([call("1", "echo", text="x"), call("2", "hang")], "ok", tools=[echo, hang])
     run = asyncio.create_task(c.run("go"))
-    await _until(lambda: [*c._running] == ["2"])
+    await _until(lambda: [*c.tool_calls.running] == ["2"])
     await c.cancel("stop it")
     result = await run
     assert (result.stop, result.detail, result.responses) == ("cancelled", "stop it", 1)
@@ -525,7 +527,7 @@ async def test_cancel_reaches_every_descendant() -> None:
     grandchild = child.sub_conversation(InlineToolset([hang]))
     response = Response(message=Message.assistant(call("1", "hang")))
     calls = [asyncio.create_task(each.tool_result_contents(response)) for each in (child, grandchild)]
-    await _until(lambda: bool(child._running) and bool(grandchild._running))
+    await _until(lambda: bool(child.tool_calls.running) and bool(grandchild.tool_calls.running))
     await root.cancel("everybody out")
     for each in calls:
         with pytest.raises(ConvoCancelled, match="everybody out"):
@@ -561,11 +563,11 @@ async def test_an_answer_that_comes_as_it_is_cancelled_is_kept_and_charged() -> 
 async def test_cancelling_the_callers_task_stops_its_tools_too() -> None:
     c = convo([call("1", "hang")], tools=[hang])
     run = asyncio.create_task(c.run("go"))
-    await _until(lambda: bool(c._running))
+    await _until(lambda: bool(c.tool_calls.running))
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
-    assert not c._running
+    assert not c.tool_calls.running
     assert c.transcript.kept_results[0].is_error
 
 
@@ -586,7 +588,7 @@ async def test_close_stops_what_runs_and_closes_the_children() -> None:
     child = root.sub_conversation(InlineToolset([hang]))
     response = Response(message=Message.assistant(call("1", "hang")))
     running = asyncio.create_task(child.tool_result_contents(response))
-    await _until(lambda: bool(child._running))
+    await _until(lambda: bool(child.tool_calls.running))
     await root.close()
     with pytest.raises(ConvoCancelled, match="was closed"):
         await running
@@ -671,7 +673,7 @@ async def test_the_tree_shows_who_does_what_and_keeps_a_line_for_those_that_ende
     running = asyncio.create_task(
         child.tool_result_contents(Response(message=Message.assistant(call("1", "hang"))))
     )
-    await _until(lambda: bool(child._running))
+    await _until(lambda: bool(child.tool_calls.running))
     tree = await root.tree()
     assert [(each.label, each.state, each.depth) for each in tree.walk()] == [
         ("root", State.IDLE, 0),

@@ -333,6 +333,8 @@ async def test_a_sub_conversation_that_cannot_work_is_refused_too() -> None:
     root = Convo.remote(Scripted([]))
     with pytest.raises(ToolDefinitionError, match="used more than once"):
         await root.sub_convo.remote(tools=[pid, pid])
+    with pytest.raises(ConfigurationError, match="has no option toolz; there are: system_prompt, tools"):
+        await root.sub_convo.remote(toolz=[pid])  # pyright: ignore[reportCallIssue]
     await root.close.remote()
 
 

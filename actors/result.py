@@ -1,0 +1,62 @@
+"""What comes of a run.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from palaver.actors.ledger import CumulativeUsage
+from palaver.providers.messages import Message, Value
+from palaver.providers.provider import Response, StopReason
+
+RunStop: TypeAlias = Literal[
+    "end_turn",
+    "stop_sequence",
+    "no_response",
+    "max_tokens",
+    "refusal",
+    "pause",
+    "context_full",
+    "empty_reply",
+    "budget",
+    "cancelled",
+]
+"""Why a run ended. The first three are a proper end: the model ended its turn, met a stop sequence, or
+called only tools that want no answer. The rest are limits: the answer was cut at max_tokens, refused,
+paused by the provider, or did not fit the context window; the model gave nothing at all; a budget is
+used up; or the run was cancelled."""
+
+
+class RunResult(Value):
+    """How a run ended, and what came of it.
+
+    `text` is the text of the model's last message. `usage` is cumulative: all of the conversation and
+    its sub-conversations. `detail` says more about a stop by a limit, None otherwise.
+    """
+
+    convo_id: str
+    stop: RunStop
+    text: str
+    message: Message | None
+    responses: int
+    usage: CumulativeUsage
+    detail: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to a proper end, rather than being stopped by a limit."""
+        return self.stop in ("end_turn", "stop_sequence", "no_response")
+
+
+def stop_of(response: Response, *, first: bool) -> RunStop:
+    """Why a run ends with a response whose tools are not called."""
+    match response.stop_reason:
+        case StopReason.MAX_TOKENS | StopReason.REFUSAL | StopReason.PAUSE | StopReason.CONTEXT_FULL as stop:
+            return stop.value
+        case StopReason.STOP_SEQUENCE:
+            return "stop_sequence"
+        case _:
+            # After tool calls a model may have nothing to add; at the start that is a failure.
+            return "empty_reply" if first and not response.message.text.strip() else "end_turn"

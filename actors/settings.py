@@ -1,0 +1,37 @@
+"""What a conversation is started with.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from palaver.actors.budget import Budget
+from palaver.providers.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a conversation is started with, beside its provider, tools and place in the tree."""
+
+    system_prompt: str = ""
+    budget: Budget = Budget()
+    prompt_caching: bool = True
+    tool_use_only: bool = False
+    max_tokens: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        system_prompt, budget = cast("object", self.system_prompt), cast("object", self.budget)
+        if not isinstance(system_prompt, str):
+            raise ConfigurationError(
+                f"system_prompt is a {type(system_prompt).__name__}; it has to be text (str)"
+            )
+        if not isinstance(budget, Budget):
+            raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigurationError(
+                f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
+            )

@@ -1,0 +1,136 @@
+"""The tool calls of a conversation: run at once, stopped one by one or together, each answered once.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from palaver.actors.endings import all_to_the_end, to_the_end
+from palaver.actors.errors import ConvoBusy, UnknownToolCall
+from palaver.actors.ledger import ToolCalled
+from palaver.actors.listener import GuardedListener
+from palaver.actors.transcript import Transcript
+from palaver.providers.messages import ToolResult, ToolUse
+from palaver.tools.errors import ToolCancelled, ToolInputInvalid
+from palaver.tools.outcome import Outcome
+from palaver.tools.toolset import Toolset
+
+USER_CANCELLED = "the user cancelled this tool call"
+"""The result of a call that was never started, because the user did not want it."""
+
+
+@dataclass(slots=True)
+class _RunningCall:
+    name: str
+    task: asyncio.Task[Outcome]
+    cause: str | None = None
+
+    def stop(self, cause: str) -> None:
+        """Stop it. Once: a second cancel would interrupt the clean-up of the first."""
+        if self.cause is None:
+            self.cause = cause
+            self.task.cancel()
+
+    def outcome(self) -> Outcome:
+        """How it ended. One that was asked to stop is cancelled, whatever it still returned."""
+        if self.cause is not None:
+            return Outcome(error=ToolCancelled(self.name, self.cause))
+        return self.task.result()
+
+
+class ToolCalls:
+    """Runs the calls of one conversation. `count` is told of each call as it starts."""
+
+    def __init__(
+        self,
+        convo_id: str,
+        toolset: Toolset,
+        transcript: Transcript,
+        listener: GuardedListener,
+        count: Callable[[ToolCalled], Awaitable[None]],
+    ) -> None:
+        self._convo_id = convo_id
+        self._toolset = toolset
+        self._transcript = transcript
+        self._listener = listener
+        self._count = count
+        self._running: dict[str, _RunningCall] = {}
+
+    @property
+    def running(self) -> dict[str, str]:
+        """The calls under way: the tool's name by the call's id."""
+        return {id: call.name for id, call in self._running.items()}
+
+    async def run(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
+        """Run all at once; their results in the order of the calls. One that wants no answer has none.
+
+        Each result is also kept in the transcript until it is sent. Raises ConvoBusy when one of the
+        calls is running already. When cancelled, stops all, and raises once all have their results.
+        """
+        calls = list(calls)
+        twice = [call.id for call in calls if call.id in self._running]
+        if twice:
+            raise ConvoBusy(self._convo_id, f"tool calls {twice}")
+        results = await all_to_the_end(self._run(call) for call in calls)
+        return [result for result in results if result is not None]
+
+    async def refuse(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
+        """Run none; a result for each says that the user cancelled it."""
+        results: list[ToolResult] = []
+        for call in calls:
+            await self._count(self._entry(call))
+            results.append(Outcome(error=ToolCancelled(call.name, USER_CANCELLED)).to_result(call.id))
+        return results
+
+    async def stop(self, tool_use_id: str, cause: str) -> None:
+        """Stop one call; its result is an error with the cause. Raises UnknownToolCall."""
+        running = self._running.get(tool_use_id)
+        if running is None:
+            raise UnknownToolCall(self._convo_id, tool_use_id, "running", list(self._running))
+        running.stop(cause)
+        await asyncio.wait({running.task})
+
+    def stop_all(self, cause: str) -> None:
+        """Begin to stop all calls; whoever runs them gets their results."""
+        for running in self._running.values():
+            running.stop(cause)
+
+    async def _run(self, call: ToolUse) -> ToolResult | None:
+        running = self._running[call.id] = _RunningCall(call.name, asyncio.create_task(self._outcome(call)))
+        interruption: asyncio.CancelledError | None = None
+        try:
+            await asyncio.wait({running.task})
+        except asyncio.CancelledError as error:
+            interruption = error
+            running.stop("the call that ran it was cancelled")
+            await asyncio.wait({running.task})
+        del self._running[call.id]
+        outcome = running.outcome()
+        result = outcome.to_result(call.id) if outcome.respond else None
+        if result is not None:
+            self._transcript.keep_result(result)
+            await to_the_end(self._listener.on_tool_result(call, result, outcome.error))
+        if interruption is not None:
+            raise interruption
+        return result
+
+    async def _outcome(self, call: ToolUse) -> Outcome:
+        counting = asyncio.ensure_future(self._count(self._entry(call)))
+        try:
+            await self._listener.on_tool_call(call)
+            if call.malformed_input is not None:
+                text = (
+                    f"the input of tool {call.name!r} was no JSON object; it was not called. "
+                    "Call it again with a JSON object that fits its schema."
+                )
+                return Outcome(error=ToolInputInvalid(call.name, text))
+            return await self._toolset.run(call)
+        finally:
+            await counting
+
+    def _entry(self, call: ToolUse) -> ToolCalled:
+        return ToolCalled(convo_id=self._convo_id, tool_use_id=call.id, tool_name=call.name)
