@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,16 @@ import psutil
 import pytest
 
 from palaver.actors.cluster import Cluster, cluster
+
+
+def pytest_configure() -> None:
+    """Take signals as a command in the foreground does, however the tests were started.
+
+    A shell starts what it runs in the background with SIGINT ignored, and nohup with SIGHUP ignored;
+    all that the tests start would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
