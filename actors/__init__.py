@@ -13,6 +13,7 @@ from palaver.actors.errors import (
 from palaver.actors.kin import Branch, State
 from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
+from palaver.actors.replies import reply
 from palaver.actors.result import RunResult
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "RunResult",
     "State",
     "UnknownToolCall",
+    "reply",
 ]

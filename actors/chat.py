@@ -20,9 +20,9 @@ from rich.text import Text
 from palaver.actors.amounts import summary
 from palaver.actors.errors import BudgetExceeded, ConvoCancelled, ConvoClosed
 from palaver.actors.interrupts import Interrupted
+from palaver.actors.replies import reply
 from palaver.actors.screen import printable
 from palaver.actors.session import Session
-from palaver.actors.swarm import reply
 from palaver.providers.errors import PalaverError
 from palaver.providers.messages import Image, Message, ToolResult, ToolUse
 from palaver.providers.messages import Text as MessageText

@@ -62,9 +62,19 @@ def cluster(
 
     `address` is `host:port` of a running Ray. None takes RAY_ADDRESS, or else a Ray that was started on
     this machine with `ray start`; where there is none, one is started, with `num_cpus` (None for all of
-    the machine's), and is gone with its files after the block. `log_to_driver` shows what actors and
+    the machine's), and is gone with its files after the block. A process that uses a Ray already goes on
+    with that one, which stays. `log_to_driver` shows what actors and
     tools print. Raises ClusterUnreachable.
     """
+    if ray.is_initialized():
+        current = str(_ray.get_runtime_context().gcs_address)
+        if address not in (None, "auto", current):
+            raise ClusterUnreachable(
+                f"this process uses the Ray at {current} already, so it cannot use the one at {address!r}; "
+                "end that use first (ray.shutdown())"
+            )
+        yield Cluster(current, owned=False)
+        return
     wanted = address or os.environ.get("RAY_ADDRESS") or _running_here()
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     # Already what ray.init says before it sets its level.

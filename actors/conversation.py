@@ -10,7 +10,9 @@ Layer: actors, core; no Ray. Provider, tools, parent and clock are passed in.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -26,12 +28,18 @@ from palaver.actors.result import RunResult, RunStop, stop_of
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
-from palaver.providers.errors import ConfigurationError, PalaverError, ProviderError
+from palaver.providers.errors import BadResponse, ConfigurationError, PalaverError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
 from palaver.tools.toolset import Toolset
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+CHILD_ENDS_WITHIN_S = 10.0
+"""How long a child may take to cancel or close before it is given up on, and when closing, killed. What it
+may have to wait for, a tool that cannot be unwound, is gone within about three seconds."""
 
 CHILD_ANSWERS_WITHIN_S = 2.0
 """A child that takes longer to describe itself is shown as lost."""
@@ -81,7 +89,13 @@ class Conversation:
         self._cancelling: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._children: dict[str, Child] = {}
+        self._last_seen: dict[str, Branch] = {}
         self._ended: list[Branch] = []
+
+    @property
+    def label(self) -> str:
+        """What it is called in trees."""
+        return self.info.label
 
     @property
     def depth(self) -> int:
@@ -127,57 +141,64 @@ class Conversation:
         )
         await self._told.on_request(request.id, message)
         self._requesting = True
+        answer = asyncio.create_task(self._answer(request))
+        interruption: asyncio.CancelledError | None = None
         try:
-            response = await self._generate(request, message)
-        except ProviderError as error:
-            if error.usage is not None:
-                failed = ResponseCharged(
-                    convo_id=self.id, request_id=request.id, usage=error.usage, answered=False
-                )
-                await self.record(failed)
-            await self._told.on_response(request.id, None, error)
-            raise
-        except BaseException as error:
-            told = error if isinstance(error, PalaverError) else None
-            await to_the_end(self._told.on_response(request.id, None, told))
-            raise
-        finally:
-            self._requesting = False
-        await self._told.on_response(request.id, response)
-        return response
-
-    async def _generate(self, request: Request, message: Message) -> Response:
-        """Ask the provider; keep and charge the answer even when cancelled as it comes."""
-        answer = asyncio.create_task(self.provider.generate(request))
-        try:
-            response = await asyncio.shield(answer)
-        except asyncio.CancelledError:
+            await asyncio.wait({answer})
+        except asyncio.CancelledError as error:
+            interruption = error
             answer.cancel()
             await asyncio.wait({answer})
-            if not answer.cancelled() and answer.exception() is None:
-                await self._keep(request, message, answer.result())
-            raise
-        await self._keep(request, message, response)
+        finally:
+            self._requesting = False
+        # It may have come, or failed at a cost, all the same.
+        failure = None if answer.cancelled() else answer.exception()
+        response = None if answer.cancelled() or failure else answer.result()
+        await to_the_end(self._settle(request, message, response, failure))
+        if interruption is not None:
+            raise interruption
+        return answer.result()
+
+    async def _answer(self, request: Request) -> Response:
+        response = await self.provider.generate(request)
+        counts = Counter(call.id for call in response.message.tool_uses)
+        twice = [id for id, count in counts.items() if count > 1]
+        if twice:
+            raise BadResponse(
+                f"{self.provider.name} {self.provider.model} answered with more than one tool call of id "
+                f"{twice}, whose results nobody could tell apart; send again, or give each call its own id",
+                self.provider.name,
+                usage=response.usage,
+            )
         return response
 
-    async def _keep(self, request: Request, message: Message, response: Response) -> None:
-        self.transcript.keep_exchange(message, response)
-        await self.record(ResponseCharged(convo_id=self.id, request_id=request.id, usage=response.usage))
+    async def _settle(
+        self, request: Request, message: Message, response: Response | None, failure: BaseException | None
+    ) -> None:
+        """Keep and charge what came of a request, and tell of it."""
+        if response is not None:
+            self.transcript.keep_exchange(message, response)
+            await self.record(ResponseCharged(convo_id=self.id, request_id=request.id, usage=response.usage))
+        elif isinstance(failure, ProviderError) and failure.usage is not None:
+            await self.record(
+                ResponseCharged(convo_id=self.id, request_id=request.id, usage=failure.usage, answered=False)
+            )
+        told = failure if isinstance(failure, PalaverError) else None
+        await self._told.on_response(request.id, response, told)
 
     async def _run(self, message: Message) -> RunResult:
-        responses = 0
-        last: Message | None = None
+        first, before = True, len(self.transcript.messages)
         stop: RunStop
         detail: str | None = None
         try:
             while True:
                 response = await self._send(message)
-                responses += 1
-                last = response.message
-                if not last.tool_uses or response.stop_reason is StopReason.MAX_TOKENS:
-                    stop = stop_of(response, first=responses == 1)
+                calls = response.message.tool_uses
+                if not calls or response.stop_reason is StopReason.MAX_TOKENS:
+                    stop = stop_of(response, first=first)
                     break
-                results = await self._call_tools(last.tool_uses)
+                first = False
+                results = await self._call_tools(calls)
                 if not results:
                     stop = "no_response"
                     break
@@ -188,21 +209,30 @@ class Conversation:
             if self._cause is None:
                 raise
             stop, detail = "cancelled", self._cause
+        answers = [each for each in self.transcript.messages[before:] if each.role == "assistant"]
+        last = answers[-1] if answers else None
         return RunResult(
             convo_id=self.id,
             stop=stop,
             text=last.text if last else "",
             message=last,
-            responses=responses,
+            responses=len(answers),
             usage=await self.cumulative_usage(),
             detail=detail,
         )
 
     async def _exclusively(self, doing: str, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work` as the one call that may write the transcript."""
-        if self._closing is not None or self._doing is not None:
+        """Do `work` as the one call that may write the transcript, once a cancel under way has ended."""
+        try:
+            while self._cancelling is not None and self._closing is None:
+                await asyncio.shield(self._cancelling)
+            if self._closing is not None:
+                raise ConvoClosed(self.id)
+            if self._doing is not None:
+                raise ConvoBusy(self.id, self._doing)
+        except BaseException:
             work.close()
-            raise ConvoClosed(self.id) if self._closing is not None else ConvoBusy(self.id, self._doing or "")
+            raise
         self._doing = doing
         try:
             return await self._stoppably(work)
@@ -233,14 +263,13 @@ class Conversation:
         """Run all tool calls of a response at once; their results, in the order of the calls.
 
         Empty when there are none, or when the response was cut at max_tokens, which may have cut a
-        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoClosed,
-        ConvoCancelled, and ConvoBusy when one of these calls is running already.
+        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoBusy, ConvoClosed,
+        ConvoCancelled.
         """
-        self.refuse_if_ending()
         calls = response.message.tool_uses
-        if response.stop_reason is StopReason.MAX_TOKENS or not calls:
-            return []
-        return await self._stoppably(self._call_tools(calls))
+        if response.stop_reason is StopReason.MAX_TOKENS:
+            calls = ()
+        return await self._exclusively("its tool calls", self._call_tools(calls))
 
     async def tool_result_cancel_contents(self, response: Response) -> list[ToolResult]:
         """A result for each tool call of a response that says the user cancelled it; nothing is run."""
@@ -328,6 +357,7 @@ class Conversation:
     async def child_closed(self, last: Branch) -> None:
         """A child has closed; `last` is how it stood."""
         if self._children.pop(last.id, None) is not None:
+            self._last_seen.pop(last.id, None)
             self._ended.append(last)
 
     async def tree(self) -> Branch:
@@ -342,18 +372,24 @@ class Conversation:
     async def _branch(self, child_id: str, child: Child) -> Branch:
         try:
             async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
-                return await child.tree()
-        except (ConvoClosed, TimeoutError):
-            return Branch(
+                branch = self._last_seen[child_id] = await child.tree()
+                return branch
+        except (ConvoClosed, TimeoutError) as error:
+            lost = self._last_seen.get(child_id) or Branch(
                 id=child_id,
                 parent_id=self.id,
                 depth=self.depth + 1,
-                label="",
+                label=child.label,
                 state=State.LOST,
                 model="",
                 usage=Ledger().usage(self._started_at, timedelta()),
                 budget=Budget(),
             )
+            lost = lost.model_copy(update={"state": State.LOST, "running_tools": ()})
+            if isinstance(error, ConvoClosed):
+                # It never answers again; whatever it still said of itself has arrived.
+                await self.child_closed(lost)
+            return lost
 
     def _self_branch(self) -> Branch:
         if self._closing is not None:
@@ -374,6 +410,9 @@ class Conversation:
             running_tools=tuple(self.tool_calls.running.values()),
         )
 
+    def kill(self) -> None:
+        """End at once what a process would end with; in this one there is nothing to kill."""
+
     # The end
 
     async def cancel(self, cause: str) -> None:
@@ -389,13 +428,16 @@ class Conversation:
     async def _cancel(self, cause: str) -> None:
         self._cause = cause
         try:
-            below = [_quietly(child.cancel(cause)) for child in self._children.values()]
             self.tool_calls.stop_all(cause)
-            for operation in self._operations:
+            # Those that come later wait until this has ended.
+            operations = set(self._operations)
+            for operation in operations:
                 operation.cancel()
+            children = self._children.items()
+            below = [self._ask_to_end(id, child.cancel(cause), "cancel") for id, child in children]
             await asyncio.gather(*below)
-            while self._operations:
-                await asyncio.wait(self._operations)
+            if operations:
+                await asyncio.wait(operations)
         finally:
             self._cause = self._cancelling = None
 
@@ -416,21 +458,35 @@ class Conversation:
 
     async def _close(self) -> None:
         await self.cancel("the conversation was closed")
-        await asyncio.gather(*(_quietly(child.close()) for child in list(self._children.values())))
-        await self.toolset.aclose()
-        if self._owns_provider:
-            await self.provider.aclose()
+        await asyncio.gather(*(self._close_child(id, child) for id, child in list(self._children.items())))
+        try:
+            await self.toolset.aclose()
+            if self._owns_provider:
+                await self.provider.aclose()
+        except Exception:
+            _log.exception("conversation %s: what it held could not be given back", self.id)
         if self._parent is not None:
-            await _quietly(self._parent.child_closed(await self.tree()))
+            await self._ask_to_end(self.id, self._parent.child_closed(await self.tree()), "report its end")
+
+    async def _close_child(self, child_id: str, child: Child) -> None:
+        if not await self._ask_to_end(child_id, child.close(), "close"):
+            child.kill()
+
+    async def _ask_to_end(self, child_id: str, asking: Coroutine[Any, Any, object], what: str) -> bool:
+        """Whether a relative has done its part of a cancel or close; its failure must not stop the rest."""
+        try:
+            async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+                await asking
+        except ConvoClosed:
+            pass  # gone, which is as good
+        except TimeoutError:
+            _log.warning("conversation %s did not %s within %g s", child_id, what, CHILD_ENDS_WITHIN_S)
+            return False
+        except Exception:
+            _log.exception("conversation %s: %s failed", child_id, what)
+            return False
+        return True
 
 
 def _user_message(text: str, contents: Iterable[Content]) -> Message:
-    return Message(role="user", content=(*contents, *((Text(text=text),) if text else ())))
-
-
-async def _quietly(work: Coroutine[Any, Any, object]) -> None:
-    """Await a relative's answer; one that is gone needs nothing more."""
-    try:
-        await work
-    except ConvoClosed:
-        return
+    return Message(role="user", content=(*contents, *((Text(text=text),) if text.strip() else ())))

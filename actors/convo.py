@@ -15,15 +15,16 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypedDict, 
 
 import ray
 import ray.actor
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
-from palaver.actors.errors import BudgetExceeded, ConvoClosed
+from palaver.actors.errors import BudgetExceeded
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage, Entry
 from palaver.actors.listener import Listener
+from palaver.actors.replies import reply
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
 from palaver.providers.errors import ConfigurationError
@@ -155,8 +156,8 @@ class ConvoActor:
         """Run all tool calls of a response at once; their results, in the order of the calls.
 
         Empty when there are none, or when the response was cut at max_tokens, which may have cut a
-        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoClosed,
-        ConvoCancelled, and ConvoBusy when one of these calls is running already.
+        call's input. A call whose tool raised DoNotRespond has no result. Raises ConvoBusy, ConvoClosed,
+        ConvoCancelled.
         """
         return await self._core.tool_result_contents(response)
 
@@ -193,8 +194,10 @@ class ConvoActor:
 
         Until then calls raise ConvoClosed; afterwards Ray's own ActorDiedError.
         """
-        await self._core.close()
-        self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
+        try:
+            await self._core.close()
+        finally:
+            self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
 
     @_remotely
     async def _leave(self) -> None:
@@ -264,7 +267,7 @@ class ConvoActor:
             ancestors=self._ancestors.and_below(_Remote(self._core.id, self._handle)),
             messages=messages,
         )
-        child = _Remote(child_id, handle)
+        child = _Remote(child_id, handle, settings.label)
         self._core.adopt(child_id, child)
         weakening = asyncio.create_task(child.weaken())
         self._weakening.add(weakening)
@@ -306,9 +309,13 @@ ConvoHandle: TypeAlias = ConvoActor
 class _Remote:
     """A relative that is another actor. Ray's exceptions end here."""
 
-    def __init__(self, id: str, handle: ConvoHandle) -> None:
+    def __init__(self, id: str, handle: ConvoHandle, label: str = "") -> None:
         self.id = id
+        self.label = label
         self._handle = handle
+
+    def kill(self) -> None:
+        cast("Any", ray).kill(self._handle)
 
     async def weaken(self) -> None:
         """Once the actor runs, hold it no longer: it is to end when nobody else holds it."""
@@ -339,12 +346,7 @@ class _Remote:
         return await self._ask(self._handle.tree.remote())
 
     async def _ask(self, ref: ray.ObjectRef[R]) -> R:
-        try:
-            return await ref
-        except RayActorError as error:
-            raise ConvoClosed(self.id, "its process is gone") from error
-        except RayTaskError as error:
-            raise error.cause from None
+        return await reply(ref, self.id)
 
 
 class _Ancestors:

@@ -25,6 +25,8 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 async def all_to_the_end(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Await all; when cancelled, cancel all and await their ends. Raises the first failure after all."""
     tasks = [asyncio.create_task(each) for each in work]
+    if not tasks:
+        return []
     try:
         await asyncio.wait(tasks)
     except asyncio.CancelledError:

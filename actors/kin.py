@@ -26,7 +26,7 @@ class State(StrEnum):
     RUNNING_TOOLS = "tools"
     CLOSED = "closed"
     LOST = "lost"
-    """Its process is gone, or does not answer."""
+    """Its process is gone (killed, or its last handle was dropped), or does not answer."""
 
 
 class Branch(Value):
@@ -80,6 +80,15 @@ class Parent(Protocol):
 
 class Child(Protocol):
     """What a conversation needs of its children."""
+
+    @property
+    def label(self) -> str:
+        """What the child is called in trees."""
+        ...
+
+    def kill(self) -> None:
+        """End the child's process, which did not close in time."""
+        ...
 
     async def cancel(self, cause: str) -> None:
         """Stop what the child and all below it are doing."""

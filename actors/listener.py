@@ -113,5 +113,5 @@ class GuardedListener:
                 told = getattr(self.listener, method)(self._convo, *args)
                 if inspect.isawaitable(told):
                     await asyncio.wait_for(told, LISTENER_TIMEOUT_S)
-            except Exception:
+            except (Exception, SystemExit):
                 _log.exception("listener %s.%s failed", type(self.listener).__name__, method)

@@ -16,9 +16,10 @@ from palaver.actors.amounts import summary
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.live import Watcher, changes, render
+from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.actors.session import Session
-from palaver.actors.swarm import Item, ItemResult, ask, over, reply
+from palaver.actors.swarm import Item, ItemResult, ask, over
 from palaver.providers.errors import PalaverError
 
 CANCEL_WITHIN_S = 15.0

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from palaver.actors.convo import AnyTool, ConvoHandle
 from palaver.actors.endings import to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed
 from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.replies import reply
 from palaver.actors.result import RunResult
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.messages import Value
@@ -238,31 +239,6 @@ def _failed(item: Item, error: Exception, message: str) -> ItemResult:
 
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, PalaverError) else f"{type(error).__name__}: {error}"
-
-
-async def reply(ref: ray.ObjectRef[T]) -> T:
-    """What a conversation answers. Ray's exceptions end here.
-
-    Raises what the conversation raised, and ConvoClosed when its process is gone.
-    """
-    try:
-        return await ref
-    except RayTaskError as error:
-        raise error.cause from None
-    except OutOfMemoryError as error:
-        raise _gone("its process was killed because its node ran out of memory") from error
-    except RayActorError as error:
-        raise _gone("its process is gone: killed, out of memory, or closed by its parent's end") from error
-    except RayError as error:
-        raise _gone(f"Ray could not reach it ({type(error).__name__}: {_first_line(error)})") from error
-
-
-def _gone(reason: str) -> ConvoClosed:
-    return ConvoClosed("(unknown id)", reason)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 async def close(convo: ConvoHandle) -> None:

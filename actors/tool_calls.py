@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from palaver.actors.endings import all_to_the_end, to_the_end
-from palaver.actors.errors import ConvoBusy, UnknownToolCall
+from palaver.actors.errors import UnknownToolCall
 from palaver.actors.ledger import ToolCalled
 from palaver.actors.listener import GuardedListener
 from palaver.actors.transcript import Transcript
@@ -68,13 +68,9 @@ class ToolCalls:
     async def run(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
         """Run all at once; their results in the order of the calls. One that wants no answer has none.
 
-        Each result is also kept in the transcript until it is sent. Raises ConvoBusy when one of the
-        calls is running already. When cancelled, stops all, and raises once all have their results.
+        Each result is also kept in the transcript until it is sent. When cancelled, stops all, and raises
+        once all have their results.
         """
-        calls = list(calls)
-        twice = [call.id for call in calls if call.id in self._running]
-        if twice:
-            raise ConvoBusy(self._convo_id, f"tool calls {twice}")
         results = await all_to_the_end(self._run(call) for call in calls)
         return [result for result in results if result is not None]
 

@@ -221,9 +221,10 @@ async def test_what_a_failed_request_cost_is_charged() -> None:
     assert (usage.total_cost_usd, usage.responses) == (Decimal("0.5"), 0)
 
 
-async def test_sending_nothing_is_refused() -> None:
+@pytest.mark.parametrize("text", ["", " \n"])
+async def test_sending_nothing_is_refused(text: str) -> None:
     with pytest.raises(NothingToSend):
-        await convo("x").send_user_text_message("")
+        await convo("x").send_user_text_message(text)
 
 
 async def test_missing_tool_results_are_inserted_and_kept_as_they_were_sent() -> None:
@@ -357,7 +358,7 @@ async def test_a_call_that_is_running_is_not_started_again() -> None:
     response = Response(message=Message.assistant(call("1", "hang")))
     first = asyncio.create_task(c.tool_result_contents(response))
     await _until(lambda: bool(c.tool_calls.running))
-    with pytest.raises(ConvoBusy, match=r"tool calls \['1'\]"):
+    with pytest.raises(ConvoBusy, match="busy with its tool calls"):
         await c.tool_result_contents(response)
     await c.cancel_tool_use("1", "x")
     await first
@@ -596,6 +597,126 @@ async def test_close_stops_what_runs_and_closes_the_children() -> None:
         await child.run("x")
 
 
+class SlowChild:
+    """A child that ends when it is let, or fails to."""
+
+    label = "slow"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked = asyncio.Event()
+        self.let = asyncio.Event()
+        self.error = error
+        self.killed = False
+
+    async def cancel(self, cause: str) -> None:
+        self.asked.set()
+        if self.error is not None:
+            raise self.error
+        await self.let.wait()
+
+    async def close(self) -> None:
+        await self.cancel("")
+
+    async def tree(self) -> Any:
+        raise ConvoClosed("slo-w000")
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+async def test_a_send_that_comes_during_a_cancel_waits_for_its_end_and_is_not_cancelled() -> None:
+    c, child = convo("ok"), SlowChild()
+    c.adopt("slo-w000", child)
+    cancel = asyncio.create_task(c.cancel("stop"))
+    await child.asked.wait()
+    run = asyncio.create_task(c.run("again"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert requests_of(c) == []
+    child.let.set()
+    assert (await run).stop == "end_turn"
+    await cancel
+
+
+async def test_a_send_is_refused_while_tool_calls_run() -> None:
+    c = convo(call("1", "hang"), "ok", tools=[hang])
+    response = await c.send_user_text_message("go")
+    running = asyncio.create_task(c.tool_result_contents(response))
+    await _until(lambda: bool(c.tool_calls.running))
+    with pytest.raises(ConvoBusy, match="busy with its tool calls"):
+        await c.send_user_text_message("hurry")
+    await c.cancel_tool_use("1", "enough")
+    await running
+
+
+async def test_a_child_that_fails_to_cancel_is_logged_and_the_rest_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    c = convo(call("1", "hang"), tools=[hang])
+    c.adopt("slo-w000", SlowChild(RuntimeError("cannot")))
+    run = asyncio.create_task(c.run("go"))
+    await _until(lambda: bool(c.tool_calls.running))
+    await c.cancel("stop")
+    assert (await run).stop == "cancelled"
+    assert "conversation slo-w000: cancel failed" in caplog.text
+
+
+async def test_a_child_that_does_not_close_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("palaver.actors.conversation.CHILD_ENDS_WITHIN_S", 0.01)
+    c, child = convo(), SlowChild()
+    c.adopt("slo-w000", child)
+    await c.close()
+    assert child.killed
+
+
+async def test_an_answer_that_is_charged_as_it_is_cancelled_is_in_the_result_and_told() -> None:
+    class SlowParent(Conversation):
+        async def record(self, entry: Any) -> None:
+            recording.set()
+            await let.wait()
+            await super().record(entry)
+
+    recording, let, listener = asyncio.Event(), asyncio.Event(), Recorder()
+    parent = SlowParent(Scripted(["paid for"]), InlineToolset(()), listener=listener)
+    child = parent.sub_conversation(InlineToolset(()))
+    run = asyncio.create_task(child.run("x"))
+    await recording.wait()
+    cancel = asyncio.create_task(child.cancel("stop"))
+    await asyncio.sleep(0)
+    let.set()
+    await cancel
+    result = await run
+    assert (result.stop, result.text, result.responses) == ("cancelled", "paid for", 1)
+    assert listener.told[-1] == ("response", "paid for")
+
+
+async def test_what_a_request_cost_that_failed_as_it_was_cancelled_is_charged() -> None:
+    class FailsOnCancel(Scripted):
+        async def generate(self, request: Request) -> Response:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise BadResponse("cut", usage=Usage(output_tokens=3, cost_usd=Decimal(2))) from None
+            raise AssertionError
+
+    c = convo(provider=FailsOnCancel([]))
+    send = asyncio.create_task(c.send_user_text_message("a"))
+    await _until(lambda: c._requesting)
+    await asyncio.sleep(0)
+    await c.cancel("now")
+    with pytest.raises(ConvoCancelled):
+        await send
+    assert (await c.cumulative_usage()).total_cost_usd == 2
+
+
+async def test_an_answer_with_one_id_twice_is_charged_and_refused() -> None:
+    c = convo([call("d", "echo", text="x"), call("d", "echo", text="y")], tools=[echo])
+    with pytest.raises(BadResponse, match=r"more than one tool call of id \['d'\]"):
+        await c.run("go")
+    assert c.transcript.messages == ()
+    assert (await c.cumulative_usage()).output_tokens == 2
+
+
 # Listeners
 
 
@@ -639,7 +760,7 @@ async def test_sub_conversations_inherit_the_listener() -> None:
 async def test_a_listener_that_raises_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(NoopListener):
         def on_request(self, convo: ConvoInfo, request_id: str, message: Message) -> None:
-            raise RuntimeError("listener is broken")
+            raise SystemExit("listener is broken")
 
     result = await convo("fine", listener=Broken()).run("go")
     assert result.text == "fine"
@@ -688,6 +809,11 @@ async def test_the_tree_shows_who_does_what_and_keeps_a_line_for_those_that_ende
 
 async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
     class Gone:
+        label = "gone"
+
+        def kill(self) -> None:
+            raise AssertionError("there is nothing to kill")
+
         async def tree(self) -> Any:
             raise ConvoClosed("gon-e000", "its process is gone")
 
@@ -699,7 +825,9 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
 
     root = convo()
     root.adopt("gon-e000", Gone())
-    assert [(each.id, each.state) for each in (await root.tree()).children] == [("gon-e000", State.LOST)]
+    for _ in range(2):
+        (lost,) = (await root.tree()).children
+        assert (lost.id, lost.label, lost.state) == ("gon-e000", "gone", State.LOST)
     await root.cancel("x")
     await root.close()
 

@@ -22,6 +22,7 @@ MAY_IMPORT_RAY = frozenset(
         "tools/task.py",  # the one Ray task that runs a tool
         "actors/cluster.py",  # starts and joins Ray
         "actors/convo.py",  # the actor around a conversation
+        "actors/replies.py",  # what an actor answers, less Ray's exceptions
         "actors/swarm.py",  # many conversations at once
         "actors/cli.py",  # the command line
     }
