@@ -57,7 +57,7 @@ format: install ## Rewrite the sources in the house format and mend what ruff ca
 .PHONY: bench
 bench: install ## The benchmarks: each prints a ratio against a baseline of the same run.
 	@set -e; found=; for bench in bench/*.py; do \
-	  [ -e "$$bench" ] || continue; found=1; echo "== $$bench"; $(BIN)/python "$$bench"; \
+	  [ -e "$$bench" ] && [ "$$bench" != bench/report.py ] || continue; found=1; echo "== $$bench"; $(BIN)/python "$$bench"; \
 	done; [ -n "$$found" ] || echo "no benchmarks in bench/"
 
 # The bytecode of the project's own modules is renewed before every run (40 ms): where PYTHONDONTWRITEBYTECODE is set,
