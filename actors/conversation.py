@@ -28,7 +28,7 @@ from palaver.actors.result import RunResult, RunStop, stop_of
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
-from palaver.providers.errors import BadResponse, ConfigurationError, PalaverError, ProviderError
+from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
 from palaver.tools.toolset import Toolset
@@ -64,8 +64,7 @@ class Conversation:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         settings = settings or Settings()
-        if settings.tool_use_only and not toolset.specs:
-            raise ConfigurationError("tool_use_only needs at least one tool; pass tools=[...]")
+        settings.check_tools(bool(toolset.specs))
         self.id = id or new_convo_id()
         self.provider = provider
         self.toolset = toolset

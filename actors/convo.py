@@ -401,8 +401,7 @@ def _start(
         )
     packed = [pack(each) for each in _checked(tools)]
     check_names(packed)
-    if settings.tool_use_only and not packed:
-        raise ConfigurationError("tool_use_only needs at least one tool; pass tools=[...]")
+    settings.check_tools(bool(packed))
     actor_class = _actor_class.options(**ray_options) if ray_options else _actor_class
     return cast("ConvoHandle", actor_class.remote(provider, packed, settings, listener, **place))
 

@@ -35,3 +35,8 @@ class Settings:
             raise ConfigurationError(
                 f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
             )
+
+    def check_tools(self, has_tools: bool) -> None:
+        """Raise ConfigurationError when a tool has to be used and there is none."""
+        if self.tool_use_only and not has_tools:
+            raise ConfigurationError("tool_use_only needs at least one tool; pass tools=[...]")

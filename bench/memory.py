@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import psutil
 import ray
-from report import report, say_ok
+from report import Bare, report, say_ok
 
 from palaver.actors import Convo
 from palaver.actors.cluster import cluster
@@ -20,15 +20,6 @@ from palaver.providers.scripted import Scripted
 
 COUNT = 5
 SETTLED_S = 2.0
-
-
-@ray.remote(num_cpus=0)
-class Bare:
-    """An actor with one async method."""
-
-    async def ping(self) -> str:
-        """Answer."""
-        return "ok"
 
 
 def private_mb(actor: Any) -> float:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a Ray of its own, turns in pairs, and one JSON line at the end."""
+"""What benchmarks share: the bare actor to compare with, turns in pairs, and one JSON line at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray
+
 from palaver.providers.provider import Request
 from palaver.providers.scripted import Reply
+
+
+@ray.remote(num_cpus=0)
+class Bare:
+    """An actor with one async method."""
+
+    async def ping(self) -> str:
+        """Answer."""
+        return "ok"
 
 
 def in_pairs(

@@ -7,7 +7,7 @@ import time
 from typing import Any, cast
 
 import ray
-from report import in_pairs, ratio, report
+from report import Bare, in_pairs, ratio, report
 
 from palaver.actors import Convo
 from palaver.actors.cluster import cluster
@@ -24,15 +24,6 @@ ROUNDS = 15
 def noop() -> str:
     """Do nothing."""
     return "ok"
-
-
-@ray.remote(num_cpus=0)
-class Bare:
-    """An actor with one async method."""
-
-    async def ping(self) -> str:
-        """Answer."""
-        return "ok"
 
 
 @ray.remote(num_cpus=0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from report import in_pairs, ratio, report, say_ok
+from report import Bare, in_pairs, ratio, report, say_ok
 
 from palaver.actors import Convo
 from palaver.actors.cluster import cluster
@@ -16,15 +16,6 @@ from palaver.providers.scripted import Scripted
 
 AT_ONCE = 8
 ROUNDS = 7
-
-
-@ray.remote(num_cpus=0)
-class Bare:
-    """An actor with one async method."""
-
-    async def ping(self) -> str:
-        """Answer."""
-        return "ok"
 
 
 def started_per_s(start: Callable[[], Any], ping: Callable[[Any], Any]) -> float:
