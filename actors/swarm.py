@@ -161,7 +161,15 @@ class _Swarm:
             with suppress(RayError):
                 ray.cancel(waiting)  # pyright: ignore[reportUnknownMemberType]
             raise
-        await asyncio.gather(*(close(each) for each in self._open))
+        await asyncio.gather(*(self._end(each) for each in self._open))
+
+    async def _end(self, child: ConvoHandle) -> None:
+        """Close a child whose root is cancelled or gone. The cause first, or its run would tell another."""
+        if isinstance(self._cancelled, ConvoCancelled):
+            with suppress(PalaverError, TimeoutError):
+                async with asyncio.timeout(CLOSED_WITHIN_S):
+                    await reply(child.cancel.remote(self._cancelled.cause))
+        await close(child)
 
     async def result_of(self, item: Item) -> ItemResult:
         """Run one item. Never raises for what happens to it."""
