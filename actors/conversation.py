@@ -13,17 +13,18 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from palaver.actors.budget import Budget
 from palaver.actors.endings import to_the_end
-from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed
+from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed, UnknownToolCall
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch, Child, Parent, State
 from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged
 from palaver.actors.listener import ConvoInfo, GuardedListener, Listener, NoopListener
+from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult, RunStop, stop_of
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import ToolCalls
@@ -31,6 +32,7 @@ from palaver.actors.transcript import Transcript
 from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
+from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
 
 T = TypeVar("T")
@@ -76,18 +78,21 @@ class Conversation:
         self.budget = settings.budget
         self._parent = parent
         self._told = GuardedListener(self.listener, self.info)
-        self.tool_calls = ToolCalls(self.id, toolset, self.transcript, self._told, self.record)
+        self.tool_calls = ToolCalls(
+            self.id, toolset, self.transcript, self._told, self.record, self._end_children_of
+        )
         self._monotonic = monotonic
         self._started_at = datetime.now(UTC)
         self._started = monotonic()
         self._owns_provider = owns_provider
         self._doing: str | None = None
         self._operations: set[asyncio.Task[Any]] = set()
-        self._requesting = False
+        self._request_id: str | None = None
         self._cause: str | None = None
-        self._cancelling: asyncio.Task[None] | None = None
+        self._cancelling: asyncio.Task[CancelReport] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._children: dict[str, Child] = {}
+        self._children_of: dict[str, list[str]] = {}
         self._last_seen: dict[str, Branch] = {}
         self._ended: list[Branch] = []
 
@@ -139,7 +144,7 @@ class Conversation:
             prompt_caching=self.settings.prompt_caching,
         )
         await self._told.on_request(request.id, message)
-        self._requesting = True
+        self._request_id = request.id
         answer = asyncio.create_task(self._answer(request))
         interruption: asyncio.CancelledError | None = None
         try:
@@ -149,7 +154,7 @@ class Conversation:
             answer.cancel()
             await asyncio.wait({answer})
         finally:
-            self._requesting = False
+            self._request_id = None
         # It may have come, or failed at a cost, all the same.
         failure = None if answer.cancelled() else answer.exception()
         response = None if answer.cancelled() or failure else answer.result()
@@ -274,12 +279,13 @@ class Conversation:
         """A result for each tool call of a response that says the user cancelled it; nothing is run."""
         return await self.tool_calls.refuse(response.message.tool_uses)
 
-    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> None:
+    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one running tool call; its result is an error with the cause.
 
-        Raises UnknownToolCall, which names those that are running.
+        Returns when nothing of the call is left on any node. Raises UnknownToolCall, which names those
+        that are running.
         """
-        await self.tool_calls.stop(tool_use_id, cause)
+        return await self.tool_calls.stop(tool_use_id, cause)
 
     async def _call_tools(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
         results = await self.tool_calls.run(calls)
@@ -341,17 +347,30 @@ class Conversation:
         self.adopt(child.id, child)
         return child
 
-    def adopt(self, child_id: str, child: Child) -> None:
-        """Take on a sub-conversation, so that it is cancelled, closed and shown with this one."""
-        self.refuse_if_ending()
-        self._children[child_id] = child
+    def adopt(self, child_id: str, child: Child, within_call: str | None = None) -> None:
+        """Take on a sub-conversation, so that it is cancelled, closed and shown with this one.
 
-    def refuse_if_ending(self) -> None:
-        """Raise ConvoClosed or ConvoCancelled when nothing new may be started."""
+        One that was started within a tool call is closed when the call ends. Raises ConvoClosed,
+        ConvoCancelled, UnknownToolCall.
+        """
+        self.refuse_if_ending(within_call)
+        self._children[child_id] = child
+        if within_call is not None:
+            self._children_of.setdefault(within_call, []).append(child_id)
+
+    def refuse_if_ending(self, within_call: str | None = None) -> None:
+        """Raise ConvoClosed, ConvoCancelled, or UnknownToolCall when nothing new may be started."""
         if self._closing is not None:
             raise ConvoClosed(self.id)
         if self._cause is not None:
             raise ConvoCancelled(self.id, self._cause)
+        if within_call is not None and within_call not in self.tool_calls.running:
+            raise UnknownToolCall(self.id, within_call, "running", list(self.tool_calls.running))
+
+    async def _end_children_of(self, tool_use_id: str) -> None:
+        """Close what a tool call has started, now that it has ended."""
+        started = {id: self._children.get(id) for id in self._children_of.pop(tool_use_id, ())}
+        await self._close_children({id: child for id, child in started.items() if child is not None})
 
     async def child_closed(self, last: Branch) -> None:
         """A child has closed; `last` is how it stood."""
@@ -374,21 +393,25 @@ class Conversation:
                 branch = self._last_seen[child_id] = await child.tree()
                 return branch
         except (ConvoClosed, TimeoutError) as error:
-            lost = self._last_seen.get(child_id) or Branch(
-                id=child_id,
-                parent_id=self.id,
-                depth=self.depth + 1,
-                label=child.label,
-                state=State.LOST,
-                model="",
-                usage=Ledger().usage(self._started_at, timedelta()),
-                budget=Budget(),
-            )
-            lost = lost.model_copy(update={"state": State.LOST, "running_tools": ()})
+            lost = self._lost(child_id, child)
             if isinstance(error, ConvoClosed):
                 # It never answers again; whatever it still said of itself has arrived.
                 await self.child_closed(lost)
             return lost
+
+    def _lost(self, child_id: str, child: Child) -> Branch:
+        """A child that does not answer, as it was last seen."""
+        seen = self._last_seen.get(child_id) or Branch(
+            id=child_id,
+            parent_id=self.id,
+            depth=self.depth + 1,
+            label=child.label,
+            state=State.LOST,
+            model="",
+            usage=Ledger().usage(self._started_at, timedelta()),
+            budget=Budget(),
+        )
+        return seen.model_copy(update={"state": State.LOST, "running_tools": ()})
 
     def _self_branch(self) -> Branch:
         if self._closing is not None:
@@ -396,7 +419,7 @@ class Conversation:
         elif self.tool_calls.running:
             state = State.RUNNING_TOOLS
         else:
-            state = State.REQUESTING if self._requesting else State.IDLE
+            state = State.REQUESTING if self._request_id else State.IDLE
         return Branch(
             id=self.id,
             parent_id=self.info.parent_id,
@@ -414,31 +437,80 @@ class Conversation:
 
     # The end
 
-    async def cancel(self, cause: str) -> None:
+    async def cancel(self, cause: str) -> CancelReport:
         """Stop the request in flight, every running tool, and the same in all sub-conversations.
 
-        Returns when they have stopped. The conversation can go on afterwards: every tool call that was
-        stopped has its result. A cancel while another is under way waits for the same end.
+        Returns when all of them are fenced: none sends a request any more, and nothing of their tool
+        calls is left on any node. The conversation can go on afterwards: every tool call that was stopped
+        has its result. A cancel while another is under way waits for the same end.
         """
         if self._cancelling is None:
             self._cancelling = asyncio.create_task(self._cancel(cause))
-        await asyncio.shield(self._cancelling)
+        return await asyncio.shield(self._cancelling)
 
-    async def _cancel(self, cause: str) -> None:
-        self._cause = cause
+    async def _cancel(self, cause: str) -> CancelReport:
+        self._cause, began = cause, time.monotonic()
         try:
-            self.tool_calls.stop_all(cause)
+            request_id = self._request_id
+            calls = asyncio.create_task(self.tool_calls.stop_all(cause))
             # Those that come later wait until this has ended.
             operations = set(self._operations)
             for operation in operations:
                 operation.cancel()
-            children = self._children.items()
-            below = [self._ask_to_end(id, child.cancel(cause), "cancel") for id, child in children]
-            await asyncio.gather(*below)
+            children = dict(self._children)
+            below = await asyncio.gather(
+                *(self._cancel_child(id, each, cause) for id, each in children.items())
+            )
+            gone = [convo for each in below for convo in each if convo.gone and convo.id in children]
+            fenced = await self._fence([convo.id for convo in gone])
             if operations:
                 await asyncio.wait(operations)
+            # A call that ended just before it was stopped may have left something in the background.
+            stopped = (*await calls, *await self.tool_calls.stop_all(cause))
+            own = StoppedConvo(
+                id=self.id,
+                label=self.label,
+                took_s=time.monotonic() - began,
+                request_id=request_id,
+                tool_calls=stopped,
+                processes=fenced.processes,
+                problem=fenced.problem,
+            )
+            return CancelReport(
+                cause=cause,
+                took_s=time.monotonic() - began,
+                conversations=(own, *(convo for each in below for convo in each)),
+            )
         finally:
             self._cause = self._cancelling = None
+
+    async def _cancel_child(self, id: str, child: Child, cause: str) -> tuple[StoppedConvo, ...]:
+        began, problem = time.monotonic(), ""
+        try:
+            async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+                return (await child.cancel(cause)).conversations
+        except ConvoClosed:
+            if id not in self._children:
+                return ()  # it has closed meanwhile
+        except TimeoutError:
+            problem = f"did not cancel within {CHILD_ENDS_WITHIN_S:g} s, so its process was killed"
+        except Exception as error:
+            _log.exception("conversation %s: cancel failed", id)
+            problem = f"cancel failed with {type(error).__name__}: {error}; its process was killed"
+        if problem:
+            child.kill()
+        took_s = time.monotonic() - began
+        return (StoppedConvo(id=id, label=child.label, took_s=took_s, gone=True, problem=problem),)
+
+    async def _fence(self, gone: Sequence[str]) -> Stopped:
+        """End what ran for children whose processes are gone, and for all below these."""
+        if not gone:
+            return Stopped()
+        fenced = await self.toolset.fence(gone)
+        for id in gone:
+            if (child := self._children.get(id)) is not None:
+                await self.child_closed(self._lost(id, child))
+        return fenced
 
     async def until_cancelled(self) -> str:
         """Wait for the next `cancel` or `close` of this conversation; its cause. Raises ConvoClosed."""
@@ -457,7 +529,7 @@ class Conversation:
 
     async def _close(self) -> None:
         await self.cancel("the conversation was closed")
-        await asyncio.gather(*(self._close_child(id, child) for id, child in list(self._children.items())))
+        await self._close_children(dict(self._children))
         try:
             await self.toolset.aclose()
             if self._owns_provider:
@@ -465,26 +537,31 @@ class Conversation:
         except Exception:
             _log.exception("conversation %s: what it held could not be given back", self.id)
         if self._parent is not None:
-            await self._ask_to_end(self.id, self._parent.child_closed(await self.tree()), "report its end")
+            try:
+                async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+                    await self._parent.child_closed(await self.tree())
+            except (ConvoClosed, TimeoutError):
+                pass  # it is ending itself
 
-    async def _close_child(self, child_id: str, child: Child) -> None:
-        if not await self._ask_to_end(child_id, child.close(), "close"):
-            child.kill()
+    async def _close_children(self, children: Mapping[str, Child]) -> None:
+        were_closed = await asyncio.gather(*(self._close_child(id, each) for id, each in children.items()))
+        gone = [id for id, closed in zip(children, were_closed, strict=True) if not closed]
+        await self._fence(gone)
 
-    async def _ask_to_end(self, child_id: str, asking: Coroutine[Any, Any, object], what: str) -> bool:
-        """Whether a relative has done its part of a cancel or close; its failure must not stop the rest."""
+    async def _close_child(self, id: str, child: Child) -> bool:
+        """Whether a child has closed itself; otherwise its process is gone."""
         try:
             async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
-                await asking
+                await child.close()
+                return True
         except ConvoClosed:
-            pass  # gone, which is as good
+            return id not in self._children
         except TimeoutError:
-            _log.warning("conversation %s did not %s within %g s", child_id, what, CHILD_ENDS_WITHIN_S)
-            return False
+            _log.warning("conversation %s did not close within %g s; killing it", id, CHILD_ENDS_WITHIN_S)
         except Exception:
-            _log.exception("conversation %s: %s failed", child_id, what)
-            return False
-        return True
+            _log.exception("conversation %s: close failed; killing it", id)
+        child.kill()
+        return False
 
 
 def _user_message(text: str, contents: Iterable[Content]) -> Message:

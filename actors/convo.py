@@ -10,6 +10,7 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
@@ -25,13 +26,16 @@ from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage, Entry
 from palaver.actors.listener import Listener
 from palaver.actors.replies import reply
+from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
+from palaver.tools.limits import ToolLimits
 from palaver.tools.task import PackedTool, RayToolset, pack
 from palaver.tools.tool import Tool, check_names
+from palaver.tools.workspace import Workspace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +50,11 @@ AnyTool: TypeAlias = Tool[..., Any] | PackedTool
 
 
 class SubConvoOptions(TypedDict, total=False):
-    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's."""
+    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's.
+
+    A sub-conversation with `within_call`, the id of a tool call under way, is closed when that call ends,
+    however it ends: for tools that start sub-conversations.
+    """
 
     system_prompt: str
     tools: Sequence[AnyTool]
@@ -54,6 +62,7 @@ class SubConvoOptions(TypedDict, total=False):
     tool_use_only: bool
     max_tokens: int | None
     label: str
+    within_call: str | None
     actor_options: Mapping[str, Any] | None
 
 
@@ -87,14 +96,23 @@ class ConvoActor:
         id: str | None = None,
         ancestors: _Ancestors | None = None,
         messages: Sequence[Message] = (),
+        workspace: Workspace | None = None,
     ) -> None:
         id = id or new_convo_id()
         self._handle = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
         self._ancestors = ancestors or _Ancestors()
         self._weakening: set[asyncio.Task[None]] = set()
+        self._workspace = workspace
+        self._toolset = RayToolset(
+            tools,
+            (*self._ancestors.root_first, id),
+            self._handle,
+            workspace=workspace,
+            limits=settings.tool_limits,
+        )
         self._core = Conversation(
             provider,
-            RayToolset(tools, id, self._handle),
+            self._toolset,
             settings,
             id=id,
             parent=ancestors,
@@ -167,21 +185,23 @@ class ConvoActor:
         return await self._core.tool_result_cancel_contents(response)
 
     @_remotely
-    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> None:
+    async def cancel_tool_use(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one running tool call; its result is an error with the cause.
 
-        Raises UnknownToolCall, which names those that are running.
+        Returns when nothing of the call is left on any node. Raises UnknownToolCall, which names those
+        that are running.
         """
-        await self._core.cancel_tool_use(tool_use_id, cause)
+        return await self._core.cancel_tool_use(tool_use_id, cause)
 
     @_remotely
-    async def cancel(self, cause: str) -> None:
+    async def cancel(self, cause: str) -> CancelReport:
         """Stop the request in flight, every running tool, and the same in all sub-conversations.
 
-        Returns when they have stopped. The conversation can go on afterwards: every tool call that was
-        stopped has its result.
+        Returns when all of them are fenced: none sends a request any more, and nothing of their tool
+        calls is left on any node. The report tells what was stopped. The conversation can go on
+        afterwards: every tool call that was stopped has its result.
         """
-        await self._core.cancel(cause)
+        return await self._core.cancel(cause)
 
     @_remotely
     async def until_cancelled(self) -> str:
@@ -228,10 +248,10 @@ class ConvoActor:
     async def sub_convo(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation: an actor that is this one's child.
 
-        It has this one's provider, prompt caching and listener; no messages, tools or budget but the
-        ones given here. What it spends counts here too, and this one's budget holds for it. It ends
-        with `close`, with this conversation, or when its last handle is dropped. Raises ConvoClosed,
-        ConvoCancelled, ConfigurationError.
+        It has this one's provider, prompt caching, listener, workspace and tool limits; no messages, tools
+        or budget but the ones given here. What it spends counts here too, and this one's budget holds for
+        it. It ends with `close`, with this conversation, or when its last handle is dropped. Raises
+        ConvoClosed, ConvoCancelled, ConfigurationError, UnknownToolCall.
         """
         return self._start_child(options, ())
 
@@ -254,8 +274,10 @@ class ConvoActor:
             tool_use_only=options.get("tool_use_only", False),
             max_tokens=options.get("max_tokens"),
             label=options.get("label", ""),
+            tool_limits=self._core.settings.tool_limits,
         )
-        self._core.refuse_if_ending()
+        within_call = options.get("within_call")
+        self._core.refuse_if_ending(within_call)
         child_id = new_convo_id()
         handle = _start(
             self._core.provider,
@@ -266,9 +288,10 @@ class ConvoActor:
             id=child_id,
             ancestors=self._ancestors.and_below(_Remote(self._core.id, self._handle)),
             messages=messages,
+            workspace=self._workspace,
         )
         child = _Remote(child_id, handle, settings.label)
-        self._core.adopt(child_id, child)
+        self._core.adopt(child_id, child, within_call)
         weakening = asyncio.create_task(child.weaken())
         self._weakening.add(weakening)
         weakening.add_done_callback(self._weakening.discard)
@@ -336,8 +359,8 @@ class _Remote:
     async def child_closed(self, last: Branch) -> None:
         await self._ask(self._handle.child_closed.remote(last))
 
-    async def cancel(self, cause: str) -> None:
-        await self._ask(self._handle.cancel.remote(cause))
+    async def cancel(self, cause: str) -> CancelReport:
+        return await self._ask(self._handle.cancel.remote(cause))
 
     async def close(self) -> None:
         await self._ask(self._handle.close.remote())
@@ -361,6 +384,10 @@ class _Ancestors:
     @property
     def parent_id(self) -> str:
         return self._nearest_first[0].id
+
+    @property
+    def root_first(self) -> tuple[str, ...]:
+        return tuple(each.id for each in reversed(self._nearest_first))
 
     def and_below(self, parent: _Remote) -> _Ancestors:
         """The ancestors of a child of `parent`, whose own these are."""
@@ -391,6 +418,8 @@ def _start(
     settings: Settings,
     listener: Listener | None,
     ray_options: Mapping[str, Any],
+    *,
+    workspace: Workspace | None,
     **place: Any,
 ) -> ConvoHandle:
     """Start the actor. Everything that can be refused is refused here, before there is a process."""
@@ -402,8 +431,25 @@ def _start(
     packed = [pack(each) for each in _checked(tools)]
     check_names(packed)
     settings.check_tools(bool(packed))
+    homeless = [each.spec.name for each in packed if each.in_workspace]
+    if homeless and workspace is None:
+        raise ConfigurationError(
+            f"tools {homeless} work in a workspace, and the conversation has none; pass workspace=a folder"
+        )
     actor_class = _actor_class.options(**ray_options) if ray_options else _actor_class
-    return cast("ConvoHandle", actor_class.remote(provider, packed, settings, listener, **place))
+    return cast(
+        "ConvoHandle", actor_class.remote(provider, packed, settings, listener, workspace=workspace, **place)
+    )
+
+
+def _workspace(given: str | os.PathLike[str] | Workspace | None) -> Workspace | None:
+    if given is None or isinstance(given, Workspace):
+        return given
+    path = os.path.realpath(given)
+    if not os.path.isdir(path):
+        raise ConfigurationError(f"workspace {os.fspath(given)!r} is no folder; make it first")
+    cast("Any", ray)._private.auto_init_hook.auto_init_ray()
+    return Workspace(path=path, node_id=cast("Any", ray.get_runtime_context()).get_node_id())
 
 
 def _checked(tools: Iterable[AnyTool]) -> Iterable[AnyTool]:
@@ -433,13 +479,17 @@ class ConvoClass:
         prompt_caching: bool = True,
         tool_use_only: bool = False,
         max_tokens: int | None = None,
+        tool_limits: ToolLimits | None = None,
+        workspace: str | os.PathLike[str] | Workspace | None = None,
         listener: Listener | None = None,
         label: str = "",
     ) -> ConvoHandle:
         """Start a root conversation: a Ray actor, in a process of its own.
 
         `budget` None is no limit. `tool_use_only` makes the model call a tool in every response.
-        `max_tokens` bounds one answer; None is the provider's default. `label` is shown in trees. The
+        `max_tokens` bounds one answer; None is the provider's default. `tool_limits` hold for tools that
+        set none themselves, here and below. `workspace` is the folder that tools of this tree work in, on
+        the node where this is called, unless a `Workspace` says otherwise. `label` is shown in trees. The
         conversation ends with `close`, or when the last handle is dropped. Raises ConfigurationError,
         before anything is started, for what cannot work.
         """
@@ -449,9 +499,11 @@ class ConvoClass:
             prompt_caching=prompt_caching,
             tool_use_only=tool_use_only,
             max_tokens=max_tokens,
+            tool_limits=tool_limits or ToolLimits(),
             label=label,
         )
-        return _start(provider, tools, settings, listener, self._ray_options)
+        place = _workspace(workspace)
+        return _start(provider, tools, settings, listener, self._ray_options, workspace=place)
 
 
 Convo = ConvoClass()

@@ -15,6 +15,7 @@ from typing import Protocol
 from palaver.actors.budget import Budget
 from palaver.actors.errors import BudgetExceeded
 from palaver.actors.ledger import CumulativeUsage, Entry
+from palaver.actors.report import CancelReport
 from palaver.providers.messages import Value
 
 
@@ -90,8 +91,8 @@ class Child(Protocol):
         """End the child's process, which did not close in time."""
         ...
 
-    async def cancel(self, cause: str) -> None:
-        """Stop what the child and all below it are doing."""
+    async def cancel(self, cause: str) -> CancelReport:
+        """Stop what the child and all below it are doing. Raises ConvoClosed."""
         ...
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 
 from palaver.actors.budget import Budget
 from palaver.providers.errors import ConfigurationError
+from palaver.tools.limits import ToolLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Settings:
     prompt_caching: bool = True
     tool_use_only: bool = False
     max_tokens: int | None = None
+    tool_limits: ToolLimits = ToolLimits()
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -35,6 +37,8 @@ class Settings:
             raise ConfigurationError(
                 f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
             )
+
+        self.tool_limits.check("tool_limits")
 
     def check_tools(self, has_tools: bool) -> None:
         """Raise ConfigurationError when a tool has to be used and there is none."""

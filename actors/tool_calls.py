@@ -6,17 +6,21 @@ Layer: actors, core; no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from palaver.actors.endings import all_to_the_end, to_the_end
 from palaver.actors.errors import UnknownToolCall
 from palaver.actors.ledger import ToolCalled
 from palaver.actors.listener import GuardedListener
+from palaver.actors.report import StoppedCall
 from palaver.actors.transcript import Transcript
 from palaver.providers.messages import ToolResult, ToolUse
 from palaver.tools.errors import ToolCancelled, ToolInputInvalid
 from palaver.tools.outcome import Outcome
+from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
 
 USER_CANCELLED = "the user cancelled this tool call"
@@ -28,22 +32,30 @@ class _RunningCall:
     name: str
     task: asyncio.Task[Outcome]
     cause: str | None = None
+    stopping: float = 0.0
 
     def stop(self, cause: str) -> None:
         """Stop it. Once: a second cancel would interrupt the clean-up of the first."""
         if self.cause is None:
-            self.cause = cause
+            self.cause, self.stopping = cause, time.monotonic()
             self.task.cancel()
 
     def outcome(self) -> Outcome:
         """How it ended. One that was asked to stop is cancelled, whatever it still returned."""
         if self.cause is not None:
-            return Outcome(error=ToolCancelled(self.name, self.cause))
+            return Outcome(error=ToolCancelled(self.name, self.cause), stopped=self._stopped())
         return self.task.result()
+
+    def _stopped(self) -> Stopped:
+        ended = self.task.result().stopped if not self.task.cancelled() else None
+        return (ended or Stopped()).model_copy(update={"took_s": time.monotonic() - self.stopping})
 
 
 class ToolCalls:
-    """Runs the calls of one conversation. `count` is told of each call as it starts."""
+    """Runs the calls of one conversation.
+
+    `count` is told of each call as it starts; `ended` of each as it ends, and its result waits for it.
+    """
 
     def __init__(
         self,
@@ -52,12 +64,14 @@ class ToolCalls:
         transcript: Transcript,
         listener: GuardedListener,
         count: Callable[[ToolCalled], Awaitable[None]],
+        ended: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         self._convo_id = convo_id
         self._toolset = toolset
         self._transcript = transcript
         self._listener = listener
         self._count = count
+        self._ended = ended
         self._running: dict[str, _RunningCall] = {}
 
     @property
@@ -82,18 +96,43 @@ class ToolCalls:
             results.append(Outcome(error=ToolCancelled(call.name, USER_CANCELLED)).to_result(call.id))
         return results
 
-    async def stop(self, tool_use_id: str, cause: str) -> None:
+    async def stop(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one call; its result is an error with the cause. Raises UnknownToolCall."""
         running = self._running.get(tool_use_id)
         if running is None:
             raise UnknownToolCall(self._convo_id, tool_use_id, "running", list(self._running))
+        return await self._stopped(tool_use_id, running, cause)
+
+    async def stop_all(self, cause: str) -> tuple[StoppedCall, ...]:
+        """Stop all calls, and what goes on in the background; whoever runs the calls gets their results."""
+        began = time.monotonic()
+        running = dict(self._running)
+        stopped = [self._stopped(id, each, cause) for id, each in running.items()]
+        calls = await asyncio.gather(*stopped)
+        jobs = [
+            StoppedCall(
+                tool_use_id=job.id,
+                tool_name=job.label,
+                took_s=time.monotonic() - began,
+                processes=job.stopped.processes,
+                in_background=True,
+                problem=job.stopped.problem,
+            )
+            for job in await self._toolset.end_jobs(cause)
+        ]
+        return (*calls, *jobs)
+
+    async def _stopped(self, id: str, running: _RunningCall, cause: str) -> StoppedCall:
         running.stop(cause)
         await asyncio.wait({running.task})
-
-    def stop_all(self, cause: str) -> None:
-        """Begin to stop all calls; whoever runs them gets their results."""
-        for running in self._running.values():
-            running.stop(cause)
+        stopped = running.outcome().stopped or Stopped()
+        return StoppedCall(
+            tool_use_id=id,
+            tool_name=running.name,
+            took_s=stopped.took_s,
+            processes=stopped.processes,
+            problem=stopped.problem,
+        )
 
     async def _run(self, call: ToolUse) -> ToolResult | None:
         running = self._running[call.id] = _RunningCall(call.name, asyncio.create_task(self._outcome(call)))
@@ -106,6 +145,10 @@ class ToolCalls:
             await asyncio.wait({running.task})
         del self._running[call.id]
         outcome = running.outcome()
+        try:
+            await to_the_end(self._ended(call.id))
+        except asyncio.CancelledError as error:
+            interruption = error
         result = outcome.to_result(call.id) if outcome.respond else None
         if result is not None:
             self._transcript.keep_result(result)

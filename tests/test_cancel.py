@@ -164,7 +164,7 @@ async def _cancel_when_started(convo: ConvoHandle, tool_use_id: str, pids: Path)
     assert await asyncio.to_thread(eventually, lambda: any(pids.iterdir()), 20)
     await asyncio.sleep(0.1)
     before = time.monotonic()
-    await convo.cancel_tool_use.remote(tool_use_id, "changed my mind")
+    print(await convo.cancel_tool_use.remote(tool_use_id, "changed my mind"))
     return time.monotonic() - before
 
 

@@ -25,6 +25,7 @@ from palaver.actors.errors import (
 )
 from palaver.actors.kin import State
 from palaver.actors.listener import ConvoInfo, NoopListener
+from palaver.actors.report import CancelReport
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import USER_CANCELLED
 from palaver.actors.transcript import NOT_EXECUTED
@@ -552,7 +553,7 @@ async def test_an_answer_that_comes_as_it_is_cancelled_is_kept_and_charged() -> 
 
     c = convo(provider=AnswersOnCancel(["paid for"], cost_usd=1))
     send = asyncio.create_task(c.send_user_text_message("a"))
-    await _until(lambda: c._requesting)
+    await _until(lambda: c._request_id)
     await asyncio.sleep(0)
     await c.cancel("now")
     with pytest.raises(ConvoCancelled):
@@ -608,11 +609,12 @@ class SlowChild:
         self.error = error
         self.killed = False
 
-    async def cancel(self, cause: str) -> None:
+    async def cancel(self, cause: str) -> CancelReport:
         self.asked.set()
         if self.error is not None:
             raise self.error
         await self.let.wait()
+        return CancelReport(cause=cause, took_s=0, conversations=())
 
     async def close(self) -> None:
         await self.cancel("")
@@ -701,7 +703,7 @@ async def test_what_a_request_cost_that_failed_as_it_was_cancelled_is_charged() 
 
     c = convo(provider=FailsOnCancel([]))
     send = asyncio.create_task(c.send_user_text_message("a"))
-    await _until(lambda: c._requesting)
+    await _until(lambda: c._request_id)
     await asyncio.sleep(0)
     await c.cancel("now")
     with pytest.raises(ConvoCancelled):
@@ -817,7 +819,7 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
         async def tree(self) -> Any:
             raise ConvoClosed("gon-e000", "its process is gone")
 
-        async def cancel(self, cause: str) -> None:
+        async def cancel(self, cause: str) -> CancelReport:
             raise ConvoClosed("gon-e000", "its process is gone")
 
         async def close(self) -> None:

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from uuid import uuid4
 
 import psutil
 import pytest
 from conftest import eventually, is_alive
 
-from palaver.tools.descendants import Descendants, end_all, process_clock, started_at
+from palaver.tools.descendants import Descendants, process_clock, started_at
 
 FORKS = """
 import os, time
@@ -82,26 +80,3 @@ def test_terminate_asks_and_kill_does_not(later: float) -> None:
     assert not is_alive(process.pid)
     process.stdout.close()
     process.wait()
-
-
-def test_processes_are_found_by_a_mark_and_with_all_below_them(later: float) -> None:
-    mark = uuid4().hex
-    marked = subprocess.Popen(
-        ["sh", "-c", "env -i sleep 60 & echo $!; wait"],
-        env={**os.environ, "A_MARK": mark},
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    other = sleeper()
-    assert marked.stdout is not None
-    below = int(marked.stdout.readline())
-    end_all(lambda process: process.environ().get("A_MARK") == mark)
-    assert [is_alive(pid) for pid in (marked.pid, below, other.pid)] == [False, False, True]
-    marked.stdout.close()
-    marked.wait()
-    other.kill()
-    other.wait()
-
-
-def test_a_process_never_ends_itself() -> None:
-    end_all(lambda process: process.pid == os.getpid())

@@ -314,16 +314,19 @@ call(stuck)
     assert printed == [[-9], ["ToolCancelled", "tool 'stuck' was cancelled"]]
 
 
-def test_processes_of_a_call_that_returns_go_on() -> None:
+def test_what_a_call_leaves_behind_ends_with_it() -> None:
     printed, _ = run("""
 @tool
-def start() -> int:
-    return subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
-pid = int(call(start).content[0].text)
-os.kill(pid, signal.SIGKILL)
-show(os.waitpid(pid, 0)[1])
+def start() -> list[int]:
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    asked = subprocess.Popen(["sleep", "60"], **quiet)
+    deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60"], **quiet)
+    time.sleep(0.2)
+    return [asked.pid, deaf.pid]
+for pid in json.loads(call(start).content[0].text):
+    show(os.path.exists(f"/proc/{pid}"))
 """)
-    assert printed[1] == [9]
+    assert printed[1:] == [[False], [False]]
 
 
 def test_whatever_a_tool_raises_is_one_error_and_the_worker_goes_on() -> None:

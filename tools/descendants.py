@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
 import psutil
 
+from palaver.tools.stopped import EndedProcess
+
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h: orphaned descendants become children of this process, not of init."""
+
+_ROUNDS = 10
 
 _TICK_S = 0.02
 """Two of the kernel's clock ticks, in which the start of a process is counted."""
@@ -50,23 +54,64 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def any_left() -> bool:
+    """Whether this process has any child at all; with orphans adopted, any descendant. Takes microseconds.
+
+    Collects those that have ended.
+    """
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
+
+
 class Descendants:
     """The descendants of this process that were started after `since` (by `process_clock`)."""
 
     def __init__(self, since: float) -> None:
         self._since = since - _TICK_S
+        self._names: dict[int, str] = {}
+        self._killed: set[int] = set()
 
-    def terminate(self) -> None:
-        """Ask each of them to end."""
-        for process in self._find():
+    @property
+    def ended(self) -> tuple[EndedProcess, ...]:
+        """Those that were asked to end, or killed."""
+        node = socket.gethostname()
+        return tuple(
+            EndedProcess(pid=pid, name=name, node=node, killed=pid in self._killed)
+            for pid, name in self._names.items()
+        )
+
+    def terminate(self) -> bool:
+        """Ask each of them to end; whether there is any."""
+        found = self.find()
+        for process in found:
             with suppress(psutil.NoSuchProcess):
+                self._names[process.pid] = process.name()
                 process.terminate()
+        return bool(found)
 
     def kill(self) -> None:
-        """End all of them now."""
-        _kill_until_gone(self._find)
+        """End all of them now. One that forks while it is looked for is found in the next round."""
+        missed = 0
+        for _ in range(_ROUNDS):
+            found = self.find()
+            # Twice: while a process ends, those below it hang from nothing for a moment.
+            missed = 0 if found else missed + 1
+            if missed == 2:
+                break
+            for process in found:
+                with suppress(psutil.Error):
+                    self._names.setdefault(process.pid, process.name())
+                    process.kill()
+                    self._killed.add(process.pid)
+            psutil.wait_procs(found, timeout=0.05)
+        # Those that were adopted have nobody else to collect them.
+        any_left()
 
-    def _find(self) -> list[psutil.Process]:
+    def find(self) -> list[psutil.Process]:
+        """Those that run."""
         # Anew each time: what psutil keeps of this process is wrong once the system's clock was set.
         return [each for each in psutil.Process().children(recursive=True) if self._is_ours(each)]
 
@@ -74,36 +119,3 @@ class Descendants:
         with suppress(psutil.NoSuchProcess):
             return started_at(process) >= self._since and process.status() != psutil.STATUS_ZOMBIE
         return False
-
-
-def end_all(is_meant: Callable[[psutil.Process], bool]) -> None:
-    """End every process of this machine that is meant, and all below it; never this one."""
-
-    def find() -> list[psutil.Process]:
-        found: set[psutil.Process] = set()
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and is_meant(process):
-                    found |= {process, *process.children(recursive=True)}
-        return [each for each in found if each.pid != os.getpid()]
-
-    _kill_until_gone(find)
-
-
-def _kill_until_gone(find: Callable[[], list[psutil.Process]]) -> None:
-    """Kill what is found. One that forks while it is looked for is found in the next round."""
-    missed = 0
-    for _ in range(10):
-        found = find()
-        # Twice: while a process ends, those below it hang from nothing for a moment.
-        missed = 0 if found else missed + 1
-        if missed == 2:
-            return
-        for process in found:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(found, timeout=0.05)
-        for process in found:
-            # Those that were adopted have nobody else to collect them.
-            with suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -15,7 +15,10 @@ from typing import Any, cast
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from palaver.providers.messages import Image, Text, ToolResult
+from palaver.tools.call import Job, ToolCallInfo
 from palaver.tools.errors import DoNotRespond, ToolError, ToolOutputInvalid, ToolRaised
+from palaver.tools.limits import ToolLimits
+from palaver.tools.stopped import Stopped
 
 MAX_IMAGE_BYTES = 5_000_000
 """Anthropic's limit for one image (docs.anthropic.com, build-with-claude/vision, November 2026)."""
@@ -30,13 +33,39 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one tool call ended: with content, with an error, or with `respond` False and no result."""
+    """How one tool call ended: with content, with an error, or with `respond` False and no result.
+
+    `state` is what the call changed in the conversation's state (None removes a key), `jobs` what is to go
+    on in the background. `stopped` tells how it was stopped, when it was. `asks_approval` is for a call
+    that has not run, because it needs a yes first.
+    """
 
     content: tuple[Text | Image, ...] = ()
     error: ToolError | None = None
     respond: bool = True
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    jobs: tuple[Job, ...] = ()
+    stopped: Stopped | None = None
+    asks_approval: bool = False
     started_at: datetime | None = None
     ended_at: datetime = field(default_factory=_now)
+
+    @classmethod
+    def of_value(
+        cls,
+        info: ToolCallInfo,
+        value: object,
+        state_before: Mapping[str, Any],
+        limits: ToolLimits,
+        started_at: datetime | None = None,
+    ) -> Outcome:
+        """How a call ended that returned `value`. Raises ToolOutputInvalid for what cannot travel."""
+        return cls(
+            content=to_content(info.tool_name, value, limits.output_bytes),
+            state=_changes(info, state_before),
+            jobs=tuple(info.jobs),
+            started_at=started_at,
+        )
 
     @classmethod
     def of_error(cls, tool_name: str, error: BaseException, started_at: datetime | None = None) -> Outcome:
@@ -88,6 +117,19 @@ def to_content(tool_name: str, value: object, max_output_bytes: int) -> tuple[Te
                 f"{MAX_IMAGE_BYTES}. It needs a smaller picture.",
             )
     return content
+
+
+def _changes(info: ToolCallInfo, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call has put into the state or taken from it (None), as JSON values."""
+    changed = {key: value for key, value in info.state.items() if key not in before or before[key] != value}
+    gone = {key: None for key in before if key not in info.state}
+    try:
+        return cast("dict[str, Any]", to_jsonable_python({**changed, **gone}))
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise ToolOutputInvalid(
+            info.tool_name,
+            f"tool {info.tool_name!r} put into the conversation's state what is not JSON: {error}",
+        ) from error
 
 
 def _parts(value: object) -> Sequence[object]:

@@ -12,26 +12,32 @@ Layer: tools; no Ray.
 from __future__ import annotations
 
 import asyncio
+import copy
 import ctypes
 import faulthandler
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Literal
 
+from palaver.tools import guarded
 from palaver.tools.call import ToolCallInfo, set_current_call
-from palaver.tools.descendants import Descendants, adopt_orphans, process_clock
-from palaver.tools.errors import ToolCancelled, ToolCrashed
-from palaver.tools.outcome import Outcome, to_content
+from palaver.tools.descendants import Descendants, adopt_orphans, any_left, process_clock
+from palaver.tools.errors import ToolCancelled, ToolCrashed, ToolError
+from palaver.tools.limits import ToolLimits
+from palaver.tools.outcome import Outcome
+from palaver.tools.places import PLACE_LOOK_S, take_place
+from palaver.tools.stopped import Stopped
 from palaver.tools.tool import Tool
-from palaver.tools.toolset import timed_out
+from palaver.tools.toolset import asks_approval, timed_out
 
 UNWIND_S = 1.0
 """How long a stopped tool may take for its own clean-up before its process is ended."""
@@ -39,9 +45,14 @@ UNWIND_S = 1.0
 _TERMINATE_AFTER_S = 0.2
 """How long an async tool has to end its processes itself before they are asked to end."""
 
-_KILL_AFTER_S = 0.5
+_KILL_AFTER_S = 0.3
 """How long processes that were asked to end may take."""
 
+_BLOCKED_S = 0.2
+"""A plain tool that has not executed one instruction for this long, although an exception waits for it,
+is in C code, and none of its own clean-up has begun."""
+
+_LOOK_S = 0.01
 _TICK_S = 0.1
 _STARVED_S = 0.5
 """The main thread looks around every tick. One that could not for this long had a tool that never let
@@ -56,10 +67,20 @@ class _Stopped(BaseException):
 class Supervisor:
     """Runs one call of `tool`. Only on the main thread, since only there signals are seen."""
 
-    def __init__(self, tool: Tool[..., Any], tool_input: Mapping[str, Any], info: ToolCallInfo) -> None:
+    def __init__(
+        self,
+        tool: Tool[..., Any],
+        tool_input: Mapping[str, Any],
+        info: ToolCallInfo,
+        limits: ToolLimits | None = None,
+        *,
+        approved: bool = True,
+    ) -> None:
         self._tool = tool
         self._input = tool_input
         self._info = info
+        self._limits = tool.limits if limits is None else limits
+        self._approved = approved
         self._cancelled = False
         self._outcome: Outcome | None = None
         # Both threads use what follows, under the lock: a stop reaches the tool's own code or nothing.
@@ -76,25 +97,51 @@ class Supervisor:
         adopt_orphans()
         started_at, descendants = datetime.now(UTC), Descendants(since=process_clock())
         receiver, self._sender = socket.socketpair()
-        with receiver, self._sender, self._signals_noted(), self._watchdog():
+        with ExitStack() as stack:
+            for each in (receiver, self._sender, self._signals_noted()):
+                stack.enter_context(each)
             receiver.setblocking(False)
+            if self._limits.max_per_node is not None and not self._placed(stack, receiver):
+                return self._ended_by("cancel", Stopped(), started_at)
+            stack.enter_context(self._watchdog())
             thread = threading.Thread(
                 target=self._body, args=(started_at,), name=f"tool-{self._tool.name}", daemon=True
             )
             thread.start()
             stopped_by = self._wait(thread, receiver)
             if stopped_by is not None:
+                stopping = time.monotonic()
                 self._stop(thread, descendants)
-        name = self._tool.name
-        if stopped_by == "timeout":
-            assert self._tool.timeout_s is not None
-            return Outcome(error=timed_out(name, self._tool.timeout_s), started_at=started_at)
-        if stopped_by == "cancel":
-            return Outcome(error=ToolCancelled(name, f"tool {name!r} was cancelled"), started_at=started_at)
+                stopped = Stopped(took_s=time.monotonic() - stopping, processes=descendants.ended)
+                return self._ended_by(stopped_by, stopped, started_at)
+            if any_left():
+                self._end(descendants)
         return self._outcome or Outcome(
-            error=ToolCrashed(name, f"the thread of tool {name!r} ended without a result"),
+            error=ToolCrashed(
+                self._tool.name, f"the thread of tool {self._tool.name!r} ended without a result"
+            ),
             started_at=started_at,
         )
+
+    def _ended_by(self, stopped_by: Literal["timeout", "cancel"], stopped: Stopped, at: datetime) -> Outcome:
+        name = self._tool.name
+        if stopped_by == "cancel":
+            error: ToolError = ToolCancelled(name, f"tool {name!r} was cancelled")
+        else:
+            assert self._limits.seconds is not None
+            error = timed_out(name, self._limits.seconds)
+        return Outcome(error=error, stopped=stopped, started_at=at)
+
+    def _placed(self, stack: ExitStack, receiver: socket.socket) -> bool:
+        """Wait for one of the places this tool has on the node; False when cancelled first."""
+        assert self._limits.max_per_node is not None
+        while (place := take_place(self._tool.name, self._limits.max_per_node)) is None:
+            if select.select([receiver], [], [], PLACE_LOOK_S)[0]:
+                receiver.recv(4096)
+            if self._cancelled:
+                return False
+        stack.enter_context(place)
+        return True
 
     @contextmanager
     def _signals_noted(self) -> Generator[None]:
@@ -117,10 +164,10 @@ class Supervisor:
 
         faulthandler's timer is a thread in C that needs no lock.
         """
-        if self._tool.timeout_s is None:
+        if self._limits.seconds is None:
             yield
             return
-        limit_s = min(self._tool.timeout_s + 2 * UNWIND_S, threading.TIMEOUT_MAX)
+        limit_s = min(self._limits.seconds + 2 * UNWIND_S, threading.TIMEOUT_MAX)
         with open(os.devnull, "w") as devnull:
             faulthandler.dump_traceback_later(limit_s, exit=True, file=devnull)
             try:
@@ -130,7 +177,7 @@ class Supervisor:
 
     def _wait(self, thread: threading.Thread, receiver: socket.socket) -> Literal["timeout", "cancel"] | None:
         """Wait for the end. None when the tool ended by itself, else what stops it."""
-        deadline = None if self._tool.timeout_s is None else time.monotonic() + self._tool.timeout_s
+        deadline = None if self._limits.seconds is None else time.monotonic() + self._limits.seconds
         while self._outcome is None and thread.is_alive():
             before = time.monotonic()
             if deadline is not None and before >= deadline:
@@ -148,33 +195,55 @@ class Supervisor:
 
     def _stop(self, thread: threading.Thread, descendants: Descendants) -> None:
         """Unwind the tool and end its processes; end this process when the tool cannot be unwound."""
+        last_s = time.monotonic() + UNWIND_S
+        where = _where(thread)
         with self._lock:
             self._stopping = True
+            told = self._unwind is not None
             if self._unwind is not None:
                 self._unwind()
         if self._tool.is_async:
             thread.join(_TERMINATE_AFTER_S)
-        descendants.terminate()
-        thread.join(_KILL_AFTER_S)
-        descendants.kill()
-        thread.join(UNWIND_S - _KILL_AFTER_S)
+        self._end(descendants, thread)
+        # An event loop rests in C code between any two steps: only a plain tool can be seen to be blocked.
+        may_be_blocked = told and not self._tool.is_async
+        if may_be_blocked:
+            thread.join(_BLOCKED_S)
+        if not may_be_blocked or _where(thread) != where:
+            thread.join(max(0.0, last_s - time.monotonic()))
         if thread.is_alive():
             self._die(descendants)
         # What the tool's own clean-up may have started.
+        if any_left():
+            descendants.kill()
+
+    def _end(self, descendants: Descendants, thread: threading.Thread | None = None) -> None:
+        """End the processes of the call: SIGTERM, and SIGKILL for those that are still there after it."""
+        if not any_left():
+            return
+        deadline = time.monotonic() + _KILL_AFTER_S
+        if descendants.terminate():
+            while time.monotonic() < deadline and (descendants.find() or (thread and thread.is_alive())):
+                time.sleep(_LOOK_S)
         descendants.kill()
 
     def _die(self, descendants: Descendants) -> None:
-        descendants.kill()
+        if not guarded.available:
+            descendants.kill()
+        # The guardian ends the rest, and can tell of it.
         os._exit(0)
 
     def _body(self, started_at: datetime) -> None:
         """The tool's thread. Its outcome counts for nothing once the call was stopped."""
         try:
             arguments = self._tool.signature.bind(self._input, self._info)
-            set_current_call(self._info)
-            value = self._run_async(arguments) if self._tool.is_async else self._run_plain(arguments)
-            content = to_content(self._tool.name, value, self._tool.max_output_bytes)
-            self._outcome = Outcome(content=content, started_at=started_at)
+            if not self._approved and asks_approval(self._tool, self._input):
+                self._outcome = Outcome(asks_approval=True, started_at=started_at)
+            else:
+                set_current_call(self._info)
+                before = copy.deepcopy(self._info.state)
+                value = self._run_async(arguments) if self._tool.is_async else self._run_plain(arguments)
+                self._outcome = Outcome.of_value(self._info, value, before, self._limits, started_at)
         except BaseException as error:
             # SystemExit included: a tool that calls sys.exit() ends itself, not the worker.
             self._outcome = Outcome.of_error(self._tool.name, error, started_at)
@@ -212,3 +281,9 @@ class Supervisor:
             if self._stopping and unwind is not None:
                 raise _Stopped
             self._unwind = unwind
+
+
+def _where(thread: threading.Thread) -> tuple[FrameType | None, int]:
+    """Which instruction a thread is at."""
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+    return frame, frame.f_lasti if frame is not None else 0

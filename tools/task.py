@@ -2,9 +2,8 @@
 
 A cancelled call is stopped with `ray.cancel`, which the worker sees as SIGINT (see `supervisor`). Only
 where the tool holds the interpreter lock nothing sees it, and `ray.cancel(force=True)` neither, which
-then waits for that lock itself (Ray 2.60). Such a worker is killed by its process id, late enough that
-one which can be reused by now cannot be hit. What a dead worker's call left behind is found by a mark
-in its environment.
+then waits for that lock itself (Ray 2.60). The guardian of its node kills such a worker (see `guardian`),
+and ends what a call has started whose worker died. A call has ended when that has, on every node.
 
 Layer: tools.
 """
@@ -13,17 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
-import psutil
 import ray
 from ray import cloudpickle
 from ray.exceptions import (
@@ -38,31 +34,31 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from palaver.providers.messages import ToolUse
 from palaver.providers.provider import ToolSpec, new_request_id
-from palaver.tools.call import ToolCallInfo
-from palaver.tools.descendants import end_all
+from palaver.tools import guarded
+from palaver.tools.call import Job, ToolCallInfo
 from palaver.tools.errors import ToolCancelled, ToolCrashed, ToolDefinitionError, ToolError
+from palaver.tools.limits import ToolLimits
 from palaver.tools.outcome import Outcome
 from palaver.tools.placement import shortfall
+from palaver.tools.stopped import Stopped
 from palaver.tools.supervisor import UNWIND_S, Supervisor
 from palaver.tools.tool import Resources, Tool
-from palaver.tools.toolset import not_found, timed_out
+from palaver.tools.toolset import EndedJob, merge_state, not_found, timed_out
+from palaver.tools.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-CANCELLED_WITHIN_S = 0.25
-"""How long a cancelled call is waited for. What is left of it after that ends out of sight."""
-
-_KILL_AFTER_S = 2 * UNWIND_S
+_KILL_AFTER_S = 1.5 * UNWIND_S
 """When the worker of a cancelled call that has not ended by itself is killed."""
+
+_ENDED_WITHIN_S = 10.0
+"""How long killing may take on a node, which may have to start a process for it first."""
 
 _UNPLACED_AFTER_S = 1.0
 """When it is looked up whether a call that asks for resources can run anywhere."""
 
 _INLINE_CODE_BYTES = 100_000
 """Larger code goes to the object store once, rather than with every call."""
-
-_MARK = "PALAVER_TOOL_CALL"
-"""The environment variable by which processes are found that a call started, even from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,10 @@ class PackedTool:
 
     spec: ToolSpec
     resources: Resources
-    timeout_s: float | None
+    limits: ToolLimits
+    retries: int
+    in_workspace: bool
+    may_need_approval: bool
     code: bytes = field(repr=False)
 
     def unpack(self) -> Tool[..., Any]:
@@ -83,7 +82,7 @@ class PackedTool:
         return self.unpack()(*args, **kwargs)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PackedTool, (self.spec, self.resources, self.timeout_s, self.code)
+        return PackedTool, tuple(getattr(self, each) for each in PackedTool.__slots__)
 
 
 def pack(tool: Tool[..., Any] | PackedTool) -> PackedTool:
@@ -108,7 +107,15 @@ def pack(tool: Tool[..., Any] | PackedTool) -> PackedTool:
         ) from error
     finally:
         _packing.reset(packing)
-    return PackedTool(tool.spec, tool.resources, tool.timeout_s, code)
+    return PackedTool(
+        tool.spec,
+        tool.resources,
+        tool.limits,
+        tool.retries,
+        tool.in_workspace,
+        tool.needs_approval is not False,
+        code,
+    )
 
 
 _packing: ContextVar[bool] = ContextVar("palaver_packing", default=False)
@@ -135,24 +142,48 @@ def _unpack(code: bytes) -> Tool[..., Any]:
     return cast("Tool[..., Any]", cast("Any", cloudpickle).loads(code))
 
 
+class _Order(NamedTuple):
+    """How a call is to be run, beside its input."""
+
+    title: str
+    limits: ToolLimits
+    approved: bool
+    lineage: tuple[str, ...]
+
+
 @ray.remote(num_cpus=0, max_retries=0)
-def run_tool(code: bytes, title: str, tool_input: Mapping[str, Any], info: ToolCallInfo) -> Outcome:
+def run_tool(code: bytes, order: _Order, tool_input: Mapping[str, Any], info: ToolCallInfo) -> Outcome:
     """One call of a packed tool. Its worker goes on to the next, unless the call could not be stopped."""
-    os.environ[_MARK] = title
-    try:
-        return Supervisor(_unpack(code), tool_input, info).run()
-    finally:
-        os.environ.pop(_MARK, None)
+    tool = _unpack(code)
+    with guarded.guarded(order.title, order.lineage):
+        return Supervisor(tool, tool_input, info, order.limits, approved=order.approved).run()
 
 
 class RayToolset:
-    """Runs each call as a Ray task of its own."""
+    """Runs each call as a Ray task of its own.
 
-    def __init__(self, tools: Iterable[PackedTool], convo_id: str, convo: object) -> None:
+    `lineage` are the ids of the conversation it is for and of those above it, the root first; `limits`
+    hold for tools that have none of their own. Raises ConfigurationError for a tool that works in a
+    workspace when there is none.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[PackedTool],
+        lineage: Sequence[str],
+        convo: object,
+        *,
+        workspace: Workspace | None = None,
+        limits: ToolLimits | None = None,
+    ) -> None:
         self._tools = {each.spec.name: each for each in tools}
-        self._convo_id = convo_id
+        self._lineage = tuple(lineage)
         self._convo = convo
-        self._shipped: dict[str, Any] = {}
+        self._workspace = workspace
+        self._limits = limits or ToolLimits()
+        self._state: dict[str, Any] = {}
+        self._jobs: dict[str, _RunningJob] = {}
+        self._shipped: dict[bytes, Any] = {}
         self._looked_up: set[str] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -161,61 +192,143 @@ class RayToolset:
         """The tools as the model sees them."""
         return [each.spec for each in self._tools.values()]
 
-    async def run(self, call: ToolUse) -> Outcome:
+    @property
+    def tools(self) -> Mapping[str, PackedTool]:
+        """The tools by name."""
+        return self._tools
+
+    async def run(self, call: ToolUse, *, approved: bool = False) -> Outcome:
         """Run a call to its end. Never raises for what the tool does.
 
-        Cancelling the coroutine stops the tool; it then raises CancelledError, within half a second. A
-        call that asks for resources waits for them; when no node has them, a warning is logged.
+        Cancelling the coroutine stops the tool; it then returns an outcome that was `stopped`, once
+        nothing of the call is left on any node. A call that asks for resources waits for them; when no
+        node has them, a warning is logged.
         """
         tool = self._tools.get(call.name)
         if tool is None:
             return Outcome(error=not_found(call.name, self._tools))
-        # Ray makes the task's name the title of the worker's process for as long as it runs.
-        title = f"tool {call.name} {new_request_id()}"
-        started = time.monotonic()
-        try:
-            ref = self._submit(tool, title, call)
-        except (RayError, ValueError) as error:
-            return Outcome(error=ToolCrashed(call.name, f"tool {call.name!r} could not be started: {error}"))
-        done: asyncio.Future[Outcome] = asyncio.wrap_future(ref.future())
-        if tool.resources != Resources() and call.name not in self._looked_up:
-            self._looked_up.add(call.name)
-            self._in_background(_warn_if_unplaceable(tool, done))
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            cast("Any", ray).cancel(ref)
-            self._in_background(_kill_later(title, done))
-            await asyncio.wait({done}, timeout=CANCELLED_WITHIN_S)
-            raise
-        except (TaskCancelledError, RayTaskError, TaskUnschedulableError) as error:
-            return Outcome(error=_edge(call.name, error))
-        except RayError as error:
-            # The worker is gone, without having ended what the call started.
-            self._in_background(_kill_everywhere(title))
-            late = tool.timeout_s is not None and time.monotonic() - started >= tool.timeout_s
-            if late and isinstance(error, WorkerCrashedError):
-                return Outcome(error=timed_out(call.name, tool.timeout_s or 0))
-            return Outcome(error=_edge(call.name, error))
+        outcome = await self._run(tool, call.input, call.id, approved)
+        merge_state(self._state, outcome)
+        for job in outcome.jobs:
+            self._start(job)
+        return outcome
+
+    @property
+    def jobs(self) -> Mapping[str, str]:
+        """What goes on in the background: a label by the job's id."""
+        return {id: job.label for id, job in self._jobs.items()}
+
+    async def end_jobs(self, cause: str) -> Sequence[EndedJob]:
+        """Stop everything that goes on in the background. Returns once nothing of it is left."""
+        jobs = dict(self._jobs)
+        for job in jobs.values():
+            job.stop()
+        if jobs:
+            await asyncio.wait([job.task for job in jobs.values()])
+        return [EndedJob(id, job.label, job.task.result().stopped or Stopped()) for id, job in jobs.items()]
+
+    async def fence(self, convo_ids: Sequence[str]) -> Stopped:
+        """End, on every node, what runs for conversations whose processes are gone, and for those below."""
+        return await _on_every_node(_Ask("fence", tuple(convo_ids)))
 
     async def aclose(self) -> None:
-        """Wait until nothing of a cancelled call is left."""
+        """Stop what goes on in the background."""
+        await self.end_jobs("closed")
         if self._background:
             await asyncio.wait(self._background)
 
-    def _submit(self, tool: PackedTool, title: str, call: ToolUse) -> Any:
-        name = tool.spec.name
-        if name not in self._shipped:
-            large = len(tool.code) > _INLINE_CODE_BYTES
-            self._shipped[name] = cast("Any", ray).put(tool.code) if large else tool.code
-        info = ToolCallInfo(call.id, name, self._convo_id, self._convo)
-        task = cast("Any", run_tool).options(name=title, **_ray_options(tool.resources))
-        return task.remote(self._shipped[name], title, call.input, info)
+    def _start(self, job: Job) -> None:
+        id = new_request_id()
+        task = asyncio.create_task(self._run(pack(job.tool), job.input, id, approved=True))
+        self._jobs[id] = _RunningJob(job.label, task)
+        task.add_done_callback(lambda _: self._jobs.pop(id, None))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    async def _run(self, tool: PackedTool, tool_input: Mapping[str, Any], id: str, approved: bool) -> Outcome:
+        """Run a call, and again when its process died and the tool says that this is safe."""
+        for _ in range(tool.retries):
+            outcome, died = await self._run_once(tool, tool_input, id, approved)
+            if not died:
+                return outcome
+        return (await self._run_once(tool, tool_input, id, approved))[0]
+
+    async def _run_once(
+        self, tool: PackedTool, tool_input: Mapping[str, Any], id: str, approved: bool
+    ) -> tuple[Outcome, bool]:
+        """How a call ended, and whether it ended because its process died."""
+        name = tool.spec.name
+        limits = tool.limits.or_else(self._limits)
+        # Ray makes the task's name the title of the worker's process for as long as it runs.
+        order = _Order(f"tool {name} {new_request_id()}", limits, approved, self._lineage)
+        try:
+            ref = self._submit(tool, order, tool_input, id)
+        except (RayError, ValueError) as error:
+            crash = ToolCrashed(name, f"tool {name!r} could not be started: {error}")
+            return Outcome(error=crash), False
+        done: asyncio.Future[Outcome] = asyncio.wrap_future(ref.future())
+        if tool.resources != Resources() and name not in self._looked_up:
+            self._looked_up.add(name)
+            warning = asyncio.create_task(_warn_if_unplaceable(tool, done))
+            self._background.add(warning)
+            warning.add_done_callback(self._background.discard)
+        try:
+            return await asyncio.shield(done), False
+        except asyncio.CancelledError:
+            stopping = time.monotonic()
+            stopped = await _stop(ref, order.title, done)
+            stopped = stopped.model_copy(update={"took_s": time.monotonic() - stopping})
+            return Outcome(error=ToolCancelled(name, f"tool {name!r} was cancelled"), stopped=stopped), False
+        except (TaskCancelledError, RayTaskError, TaskUnschedulableError) as error:
+            return Outcome(error=_edge(name, error)), False
+        except RayError as error:
+            return await self._died(name, order, error)
+
+    async def _died(self, name: str, order: _Order, error: RayError) -> tuple[Outcome, bool]:
+        """The worker is gone, and may not have ended what the call started."""
+        dying = time.monotonic()
+        stopped = await _on_every_node(_Ask("kill", (order.title,)))
+        stopped = stopped.model_copy(update={"took_s": time.monotonic() - dying})
+        limit_s = order.limits.seconds
+        late = limit_s is not None and stopped.ran_s is not None and stopped.ran_s >= limit_s
+        if late and isinstance(error, WorkerCrashedError):
+            return Outcome(error=timed_out(name, limit_s or 0), stopped=stopped), False
+        return Outcome(error=_edge(name, error), stopped=stopped), True
+
+    def _submit(self, tool: PackedTool, order: _Order, tool_input: Mapping[str, Any], id: str) -> Any:
+        code: Any = tool.code
+        if len(code) > _INLINE_CODE_BYTES:
+            if code not in self._shipped:
+                self._shipped[code] = cast("Any", ray).put(code)
+            code = self._shipped[code]
+        workspace = self._workspace
+        info = ToolCallInfo(
+            id,
+            tool.spec.name,
+            self._lineage[-1],
+            self._convo,
+            workspace.path if workspace is not None else None,
+            self._state,
+        )
+        options = _ray_options(tool.resources)
+        if tool.in_workspace and workspace is not None and workspace.node_id is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(workspace.node_id, soft=False)
+        return (
+            cast("Any", run_tool).options(name=order.title, **options).remote(code, order, tool_input, info)
+        )
+
+
+class _RunningJob:
+    """A call in the background."""
+
+    def __init__(self, label: str, task: asyncio.Task[Outcome]) -> None:
+        self.label = label
+        self.task = task
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Stop it. Once: a second cancel would interrupt the first."""
+        if not self._stopping:
+            self._stopping = True
+            self.task.cancel()
 
 
 def _ray_options(asked: Resources) -> dict[str, Any]:
@@ -239,42 +352,65 @@ async def _warn_if_unplaceable(tool: PackedTool, done: asyncio.Future[Any]) -> N
             logger.warning("tool %r waits: %s. It runs when such a node joins.", tool.spec.name, reason)
 
 
-async def _kill_later(title: str, done: asyncio.Future[Any]) -> None:
-    """Kill the worker of a cancelled call if it does not end by itself."""
+async def _stop(ref: Any, title: str, done: asyncio.Future[Outcome]) -> Stopped:
+    """Stop a call, and see to it that nothing of it is left."""
+    cast("Any", ray).cancel(ref)
     await asyncio.wait({done}, timeout=_KILL_AFTER_S)
+    killed: Stopped | None = None
     if not done.done():
-        await _kill_everywhere(title)
-        await asyncio.wait({done}, timeout=_KILL_AFTER_S)
-    if done.done():
-        done.exception()
+        killed = await _on_every_node(_Ask("kill", (title,)))
+        if killed.processes:
+            return killed  # Ray may take its time to notice
+        await asyncio.wait({done}, timeout=_ENDED_WITHIN_S)
+    if not done.done():
+        return Stopped(complete=False, problem="Ray does not tell whether the call has ended")
+    if done.exception() is None:
+        return done.result().stopped or Stopped()
+    # It never began, or its worker died: Ray says TaskCancelledError of both.
+    return killed or await _on_every_node(_Ask("kill", (title,)))
 
 
-async def _kill_everywhere(title: str) -> None:
-    """Kill what is left of a call, on whichever node it is."""
-    kills = [asyncio.wrap_future(ref.future()) for ref in await asyncio.to_thread(_submit_kills, title)]
-    # Bounded: Ray does not promise that the reference of a task on a lost node ever resolves.
-    with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(*kills, return_exceptions=True), _KILL_AFTER_S)
+class _Ask(NamedTuple):
+    """What the guardian of each node is asked: to kill a call by its title, or to fence conversations."""
+
+    do: Literal["kill", "fence"]
+    what: tuple[str, ...]
+
+    async def here(self) -> Stopped:
+        """Ask that of this node's."""
+        return await (guarded.fence(self.what) if self.do == "fence" else guarded.kill_call(self.what[0]))
 
 
-def _submit_kills(title: str) -> list[Any]:
-    return [
-        cast("Any", kill_call)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(title)
-        for node in cast("list[dict[str, Any]]", ray.nodes())
-        if node["Alive"]
+async def _on_every_node(ask: _Ask) -> Stopped:
+    """Ask all guardians at once: this node's directly, the others through a task on their nodes."""
+    elsewhere = await asyncio.to_thread(_nodes_elsewhere)
+    refs = [
+        cast("Any", ask_guardian)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+        .remote(ask)
+        for node_id in elsewhere
     ]
+    others = [asyncio.wrap_future(ref.future()) for ref in refs]
+    answers = [await ask.here()]
+    if others:
+        # Bounded: Ray does not promise that the reference of a task on a lost node ever resolves.
+        answered, silent = await asyncio.wait(others, timeout=_ENDED_WITHIN_S)
+        answers += [each.result() for each in answered if each.exception() is None]
+        if silent:
+            answers.append(Stopped(complete=False, problem=f"{len(silent)} nodes did not answer"))
+    return Stopped.of_all(answers)
+
+
+def _nodes_elsewhere() -> list[str]:
+    own = cast("Any", ray.get_runtime_context()).get_node_id()
+    nodes = cast("list[dict[str, Any]]", ray.nodes())
+    return [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != own]
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def kill_call(title: str) -> None:
-    """Kill the worker on this node that runs the task named `title`, and what that call started."""
-
-    def is_of_call(process: psutil.Process) -> bool:
-        return process.cmdline()[:1] == [f"ray::{title}"] or process.environ().get(_MARK) == title
-
-    end_all(is_of_call)
+def ask_guardian(ask: _Ask) -> Stopped:
+    """Ask the guardian of the node this runs on."""
+    return asyncio.run(ask.here())
 
 
 def _edge(tool_name: str, error: RayError) -> ToolError:

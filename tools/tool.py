@@ -6,12 +6,11 @@ a process which only passes a tool on never imports what the tool needs.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
@@ -19,13 +18,14 @@ from palaver.providers.messages import Value
 from palaver.providers.provider import ToolSpec
 from palaver.tools.errors import ToolDefinitionError
 from palaver.tools.function import check_callable, is_async, name_of
+from palaver.tools.limits import ToolLimits
 from palaver.tools.schema import FunctionSignature, JsonSignature, Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_MAX_OUTPUT_BYTES = 1_000_000
-"""About 250,000 tokens: more text than that fits no model's context window with anything beside it."""
+NeedsApproval: TypeAlias = bool | Callable[[dict[str, Any]], bool]
+"""Whether a call waits for a yes: always, never, or what a function says of its input."""
 
 # What both wire formats take: OpenAI's limit (64) is the narrower one.
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -49,7 +49,7 @@ class Resources(Value):
 class Tool(Generic[P, R]):
     """A function that a model can call. Calling the Tool itself calls the function directly.
 
-    `timeout_s` None means no limit. `max_output_bytes` is how much text a call may return.
+    Its arguments, which are its attributes too, are as in `tool`.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Tool(Generic[P, R]):
         description: str | None = None,
         input_schema: Mapping[str, Any] | None = None,
         resources: Resources | None = None,
-        timeout_s: float | None = None,
-        max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+        limits: ToolLimits | None = None,
+        retries: int = 0,
+        needs_approval: NeedsApproval = False,
+        in_workspace: bool = False,
     ) -> None:
         check_callable(function)
         if isinstance(function, Tool):
@@ -72,19 +74,24 @@ class Tool(Generic[P, R]):
                 f"tool name {name!r} is not allowed; use 1 to 64 letters, digits, '_' and '-' "
                 "(pass name=... for a function without a name of its own)"
             )
-        if timeout_s is not None and not (math.isfinite(timeout_s) and timeout_s > 0):
+        limits = limits or ToolLimits()
+        limits.check(f"tool {name!r}")
+        if retries < 0:
+            raise ToolDefinitionError(f"retries of tool {name!r} is {retries}; use 0 or more")
+        if not isinstance(needs_approval, bool) and (
+            not callable(needs_approval) or is_async(needs_approval)
+        ):
             raise ToolDefinitionError(
-                f"timeout_s of tool {name!r} is {timeout_s}; use seconds above 0, or None for no limit"
-            )
-        if max_output_bytes <= 0:
-            raise ToolDefinitionError(
-                f"max_output_bytes of tool {name!r} is {max_output_bytes}; use 1 or more"
+                f"needs_approval of tool {name!r} is {needs_approval!r:.80}; use True, False, or a plain "
+                "function of the input (a dict) that returns one of them"
             )
         self._function = function
         self._hand_written_schema = input_schema
         self.resources = resources or Resources()
-        self.timeout_s = timeout_s
-        self.max_output_bytes = max_output_bytes
+        self.limits = limits
+        self.retries = retries
+        self.needs_approval = needs_approval
+        self.in_workspace = in_workspace
         signature = self._make_signature(name)
         self.spec = ToolSpec(
             name=name,
@@ -151,7 +158,11 @@ def tool(
     resources: Mapping[str, float] | None = None,
     label_selector: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
-    max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    max_output_bytes: int | None = None,
+    max_per_node: int | None = None,
+    retries: int = 0,
+    needs_approval: NeedsApproval = False,
+    in_workspace: bool = False,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -168,7 +179,11 @@ def tool(
     resources: Mapping[str, float] | None = None,
     label_selector: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
-    max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+    max_output_bytes: int | None = None,
+    max_per_node: int | None = None,
+    retries: int = 0,
+    needs_approval: NeedsApproval = False,
+    in_workspace: bool = False,
 ) -> Any:
     """Make a plain or async function into a Tool.
 
@@ -178,8 +193,15 @@ def tool(
     `ToolCallInfo` gets the call's info and is not shown to the model.
 
     `num_cpus`, `num_gpus`, `memory` (bytes), `resources` and `label_selector` are what each call asks
-    of Ray; nothing by default, so that calls which only wait never queue. `timeout_s` (seconds, None
-    for no limit) counts from the start of the call. `max_output_bytes` bounds the text it returns.
+    of Ray; nothing by default, so that calls which only wait never queue. `timeout_s` (seconds),
+    `max_output_bytes` and `max_per_node` are limits, as in `ToolLimits`.
+
+    `retries` is how many times more a call is made when the process that ran it, or its node, died: 0
+    unless the tool says that a call may safely happen twice. `needs_approval` is whether a call waits for
+    somebody's yes; a function is asked with each call's input (a dict, checked against the schema) before
+    the call, and one that raises counts as True. `in_workspace` is for tools that work with files: their
+    calls run on the node that has the conversation's workspace, and a conversation without a workspace
+    cannot have them.
 
     Raises ToolDefinitionError when the function cannot be made into a tool.
     """
@@ -199,6 +221,8 @@ def tool(
         )
         raise ToolDefinitionError(f"a tool cannot ask for such resources: {problems}") from error
 
+    limits = ToolLimits(timeout_s=timeout_s, max_output_bytes=max_output_bytes, max_per_node=max_per_node)
+
     def make(function: Callable[..., Any]) -> Tool[..., Any]:
         return Tool(
             function,
@@ -206,8 +230,10 @@ def tool(
             description=description,
             input_schema=input_schema,
             resources=asked,
-            timeout_s=timeout_s,
-            max_output_bytes=max_output_bytes,
+            limits=limits,
+            retries=retries,
+            needs_approval=needs_approval,
+            in_workspace=in_workspace,
         )
 
     return make if function is None else make(function)

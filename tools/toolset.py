@@ -6,15 +6,19 @@ Layer: tools; no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from palaver.providers.messages import ToolUse
-from palaver.providers.provider import ToolSpec
+from palaver.providers.provider import ToolSpec, new_request_id
 from palaver.tools.call import ToolCallInfo, set_current_call
 from palaver.tools.errors import ToolNotFound, ToolTimedOut
-from palaver.tools.outcome import Outcome, to_content
+from palaver.tools.limits import ToolLimits
+from palaver.tools.outcome import Outcome
+from palaver.tools.stopped import Stopped
 from palaver.tools.tool import Tool, check_names
 
 
@@ -26,16 +30,42 @@ class Toolset(Protocol):
         """The tools as the model sees them."""
         ...
 
-    async def run(self, call: ToolUse) -> Outcome:
+    async def run(self, call: ToolUse, *, approved: bool = False) -> Outcome:
         """Run a call to its end. Never raises for what the tool does.
 
-        Cancelling the coroutine stops the tool; it then raises CancelledError, within half a second.
+        Cancelling the coroutine stops the tool. It does not raise then: it returns an outcome that was
+        `stopped`, once nothing of the call is left on any node. A call that needs a yes has not run when
+        it comes back with `asks_approval`; `approved` says that it has one.
+        """
+        ...
+
+    @property
+    def jobs(self) -> Mapping[str, str]:
+        """What goes on in the background: a label by the job's id."""
+        ...
+
+    async def end_jobs(self, cause: str) -> Sequence[EndedJob]:
+        """Stop everything that goes on in the background. Returns once nothing of it is left."""
+        ...
+
+    async def fence(self, convo_ids: Sequence[str]) -> Stopped:
+        """End, on every node, what runs for conversations whose processes are gone, and for those below.
+
+        Returns once nothing of it is left; from then on nothing can be started for them.
         """
         ...
 
     async def aclose(self) -> None:
-        """Wait until nothing of a cancelled call is left."""
+        """Stop what goes on in the background, and give back what is held."""
         ...
+
+
+class EndedJob(NamedTuple):
+    """A background job that was stopped."""
+
+    id: str
+    label: str
+    stopped: Stopped
 
 
 class InlineToolset:
@@ -45,54 +75,126 @@ class InlineToolset:
     Raises ToolDefinitionError when two tools have the same name.
     """
 
-    def __init__(self, tools: Iterable[Tool[..., Any]], convo_id: str = "") -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool[..., Any]],
+        convo_id: str = "",
+        *,
+        workspace: str | None = None,
+        limits: ToolLimits | None = None,
+    ) -> None:
         tools = list(tools)
         check_names(tools)
         self._tools = {each.name: each for each in tools}
         self._convo_id = convo_id
+        self._workspace = workspace
+        self._limits = limits or ToolLimits()
+        self._state: dict[str, Any] = {}
+        self._jobs: dict[str, tuple[str, asyncio.Task[Outcome]]] = {}
 
     @property
     def specs(self) -> Sequence[ToolSpec]:
         """The tools as the model sees them."""
         return [each.spec for each in self._tools.values()]
 
-    async def run(self, call: ToolUse) -> Outcome:
+    async def run(self, call: ToolUse, *, approved: bool = False) -> Outcome:
         """Run a call to its end. Never raises for what the tool does."""
         tool = self._tools.get(call.name)
         if tool is None:
             return Outcome(error=not_found(call.name, self._tools))
-        info = ToolCallInfo(tool_use_id=call.id, tool_name=call.name, convo_id=self._convo_id)
+        outcome = await self._call(tool, call.input, call.id, approved)
+        merge_state(self._state, outcome)
+        for job in outcome.jobs:
+            job_id = new_request_id()
+            running = asyncio.create_task(self._call(job.tool, job.input, job_id, approved=True))
+            self._jobs[job_id] = (job.label, running)
+            running.add_done_callback(lambda _, job_id=job_id: self._jobs.pop(job_id, None))
+        return outcome
+
+    async def _call(
+        self, tool: Tool[..., Any], tool_input: Mapping[str, Any], id: str, approved: bool
+    ) -> Outcome:
+        state = copy.deepcopy(self._state)
+        info = ToolCallInfo(id, tool.name, self._convo_id, workspace=self._workspace, state=state)
+        limits = tool.limits.or_else(self._limits)
         started_at = datetime.now(UTC)
         # A task of its own, whose context ends with the call.
-        task = asyncio.create_task(_call(tool, call, info, started_at))
+        task = asyncio.create_task(_call(tool, tool_input, info, limits, started_at, approved))
         try:
-            async with asyncio.timeout(tool.timeout_s):
+            async with asyncio.timeout(limits.seconds):
                 return await task
         except TimeoutError:
-            assert tool.timeout_s is not None
-            return Outcome(error=timed_out(tool.name, tool.timeout_s), started_at=started_at)
+            assert limits.seconds is not None
+            return Outcome(error=timed_out(tool.name, limits.seconds), started_at=started_at)
         except asyncio.CancelledError as error:
-            if not task.cancelled() or _being_cancelled():
-                raise
-            return Outcome.of_error(tool.name, error, started_at)
+            outcome = Outcome.of_error(tool.name, error, started_at)
+            return replace(outcome, stopped=Stopped()) if _being_cancelled() else outcome
+
+    @property
+    def jobs(self) -> Mapping[str, str]:
+        """What goes on in the background: a label by the job's id."""
+        return {id: label for id, (label, _) in self._jobs.items()}
+
+    async def end_jobs(self, cause: str) -> Sequence[EndedJob]:
+        """Stop everything that goes on in the background."""
+        jobs = dict(self._jobs)
+        for _, task in jobs.values():
+            task.cancel()
+        if jobs:
+            await asyncio.wait([task for _, task in jobs.values()])
+        return [EndedJob(id, label, Stopped()) for id, (label, _) in jobs.items()]
+
+    async def fence(self, convo_ids: Sequence[str]) -> Stopped:
+        """Nothing: what runs in this process ends with it."""
+        return Stopped()
 
     async def aclose(self) -> None:
-        """Nothing is left to wait for."""
+        """Stop what goes on in the background."""
+        await self.end_jobs("closed")
 
 
-async def _call(tool: Tool[..., Any], call: ToolUse, info: ToolCallInfo, started_at: datetime) -> Outcome:
+async def _call(
+    tool: Tool[..., Any],
+    tool_input: Mapping[str, Any],
+    info: ToolCallInfo,
+    limits: ToolLimits,
+    started_at: datetime,
+    approved: bool,
+) -> Outcome:
     set_current_call(info)
+    before = copy.deepcopy(info.state)
     try:
-        arguments = tool.signature.bind(call.input, info)
+        arguments = tool.signature.bind(tool_input, info)
+        if not approved and asks_approval(tool, tool_input):
+            return Outcome(asks_approval=True, started_at=started_at)
         if tool.is_async:
             value = await tool.function(**arguments)
         else:
             value = await asyncio.to_thread(_plainly, tool.function, arguments)
-        return Outcome(content=to_content(tool.name, value, tool.max_output_bytes), started_at=started_at)
+        return Outcome.of_value(info, value, before, limits, started_at)
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # sys.exit() in a tool ends the tool, not this process
         return Outcome.of_error(tool.name, error, started_at)
+
+
+def asks_approval(tool: Tool[..., Any], tool_input: Mapping[str, Any]) -> bool:
+    """Whether a call of `tool` with this input, which fits its schema, needs a yes."""
+    if isinstance(tool.needs_approval, bool):
+        return tool.needs_approval
+    try:
+        return bool(tool.needs_approval(copy.deepcopy(dict(tool_input))))
+    except Exception:  # what cannot be judged is not let through
+        return True
+
+
+def merge_state(state: dict[str, Any], outcome: Outcome) -> None:
+    """Take over what a call changed in the conversation's state."""
+    for key, value in outcome.state.items():
+        if value is None:
+            state.pop(key, None)
+        else:
+            state[key] = value
 
 
 def _plainly(function: Callable[..., Any], arguments: dict[str, Any]) -> object:
