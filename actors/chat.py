@@ -171,7 +171,8 @@ class _Answer:
 
     async def _cancel_answer(self) -> None:
         with suppress(PalaverError):
-            await reply(self._root.cancel.remote("interrupted"))
+            report = await reply(self._root.cancel.remote("interrupted"))
+            self._screen.note(f"({report})")
 
     @contextmanager
     def _busy(self, what: str) -> Generator[None]:

@@ -114,7 +114,8 @@ class _Run:
     async def _cancel_tree(self, main: asyncio.Task[object]) -> None:
         with suppress(PalaverError, TimeoutError):
             async with asyncio.timeout(CANCEL_WITHIN_S):
-                await reply(self._session.root.cancel.remote("interrupted"))
+                report = await reply(self._session.root.cancel.remote("interrupted"))
+                self._screen.note(f"palaver: {report}")
                 # All results are on their way now.
                 await self._at_rest.wait()
         if not self._at_rest.is_set():

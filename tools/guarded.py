@@ -25,7 +25,6 @@ from palaver.tools import guardian
 from palaver.tools.stopped import EndedProcess, Stopped
 
 _STARTED_WITHIN_S = 10.0
-_LOOK_S = 0.01
 _ANSWERS_WITHIN_S = 10.0
 """How long the guardian may take to end calls: twice what it gives one that does not end."""
 
@@ -103,7 +102,6 @@ def _tell(what: dict[str, Any]) -> None:
 def _connected() -> socket.socket:
     name = address()
     deadline = time.monotonic() + _STARTED_WITHIN_S
-    started: subprocess.Popen[bytes] | None = None
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -116,23 +114,20 @@ def _connected() -> socket.socket:
         connection.close()
         if time.monotonic() > deadline:
             raise RuntimeError(f"the guardian of this node does not start within {_STARTED_WITHIN_S:g} s")
-        if started is None or started.poll() is not None:
-            started = _start(name)
-        time.sleep(_LOOK_S)
+        _start(name)
 
 
-def _start(name: str) -> subprocess.Popen[bytes]:
-    """Start the guardian in a session of its own, as nobody's child: what starts it ends at once."""
-    program = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
-    command = [sys.executable, "-I", "-S", guardian.__file__, name]
-    devnull = subprocess.DEVNULL
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", program, *command],
-        stdin=devnull,
-        stdout=devnull,
-        stderr=devnull,
-        env={},
-        start_new_session=True,
+def _start(name: str) -> None:
+    """Start the guardian, unless there is one. It takes connections when this returns."""
+    subprocess.run(
+        [sys.executable, "-I", "-S", guardian.__file__, name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Nothing it could give away; where libraries are is all it may need.
+        env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+        check=False,
+        timeout=_STARTED_WITHIN_S,
     )
 
 

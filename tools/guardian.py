@@ -209,13 +209,16 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def main(address: str) -> None:
-    """Serve at an abstract socket's name, unless somebody does already."""
+    """Serve at an abstract socket's name, unless somebody does already. Returns at once: a child serves."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind("\0" + address)
     except OSError:
         return
     listener.listen(1024)
+    if os.fork():
+        os._exit(0)  # who waits for this can connect now
+    os.setsid()
     # Nothing of who started it: no terminal, no folder, no signals meant for others, no mark.
     os.chdir("/")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
