@@ -14,12 +14,14 @@ from palaver.actors.kin import Branch, State
 from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
 from palaver.actors.replies import reply
+from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult
 
 __all__ = [
     "Branch",
     "Budget",
     "BudgetExceeded",
+    "CancelReport",
     "Convo",
     "ConvoBusy",
     "ConvoCancelled",
@@ -32,6 +34,8 @@ __all__ = [
     "NothingToSend",
     "RunResult",
     "State",
+    "StoppedCall",
+    "StoppedConvo",
     "UnknownToolCall",
     "reply",
 ]

@@ -23,6 +23,7 @@ import psutil
 import ray
 
 from palaver.providers.errors import ConfigurationError
+from palaver.tools.guarded import guarded
 
 _ray = cast("Any", ray)  # which is typed in part
 
@@ -80,7 +81,12 @@ def cluster(
     # Already what ray.init says before it sets its level.
     logging.getLogger("ray").setLevel(logging.ERROR)
     if wanted is None:
-        with _own_files() as (folder, environment), _environment(environment):
+        with (
+            _own_files() as (folder, environment),
+            _environment(environment),
+            # Of a Ray whose driver is killed some processes live on for a minute, and its files for good.
+            guarded(f"ray {folder}", folder=str(folder)),
+        ):
             try:
                 _ray.init(
                     address="local",

@@ -31,6 +31,7 @@ USER_CANCELLED = "the user cancelled this tool call"
 class _RunningCall:
     name: str
     task: asyncio.Task[Outcome]
+    ended: asyncio.Event
     cause: str | None = None
     stopping: float = 0.0
 
@@ -48,7 +49,7 @@ class _RunningCall:
 
     def _stopped(self) -> Stopped:
         ended = self.task.result().stopped if not self.task.cancelled() else None
-        return (ended or Stopped()).model_copy(update={"took_s": time.monotonic() - self.stopping})
+        return ended or Stopped()
 
 
 class ToolCalls:
@@ -124,18 +125,25 @@ class ToolCalls:
 
     async def _stopped(self, id: str, running: _RunningCall, cause: str) -> StoppedCall:
         running.stop(cause)
-        await asyncio.wait({running.task})
+        await running.ended.wait()
         stopped = running.outcome().stopped or Stopped()
         return StoppedCall(
             tool_use_id=id,
             tool_name=running.name,
-            took_s=stopped.took_s,
+            took_s=time.monotonic() - running.stopping,
             processes=stopped.processes,
             problem=stopped.problem,
         )
 
     async def _run(self, call: ToolUse) -> ToolResult | None:
-        running = self._running[call.id] = _RunningCall(call.name, asyncio.create_task(self._outcome(call)))
+        task = asyncio.create_task(self._outcome(call))
+        running = self._running[call.id] = _RunningCall(call.name, task, asyncio.Event())
+        try:
+            return await self._result_of(call, running)
+        finally:
+            running.ended.set()
+
+    async def _result_of(self, call: ToolUse, running: _RunningCall) -> ToolResult | None:
         interruption: asyncio.CancelledError | None = None
         try:
             await asyncio.wait({running.task})

@@ -13,11 +13,16 @@ from palaver.tools.errors import (
     ToolRaised,
     ToolTimedOut,
 )
+from palaver.tools.limits import ToolLimits
+from palaver.tools.stopped import EndedProcess, Stopped
 from palaver.tools.tool import Resources, Tool, tool
+from palaver.tools.workspace import Workspace
 
 __all__ = [
     "DoNotRespond",
+    "EndedProcess",
     "Resources",
+    "Stopped",
     "Tool",
     "ToolCallInfo",
     "ToolCancelled",
@@ -25,10 +30,12 @@ __all__ = [
     "ToolDefinitionError",
     "ToolError",
     "ToolInputInvalid",
+    "ToolLimits",
     "ToolNotFound",
     "ToolOutputInvalid",
     "ToolRaised",
     "ToolTimedOut",
+    "Workspace",
     "current_call",
     "tool",
 ]

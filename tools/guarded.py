@@ -35,7 +35,8 @@ microseconds (getrlimit(2), RLIMIT_RTTIME)."""
 available = sys.platform == "linux"
 """Whether this system can have a guardian."""
 
-_connection: socket.socket | None = None
+_connection: int | None = None
+"""The descriptor of the one connection, open for as long as the process lives."""
 
 
 def address() -> str:
@@ -53,11 +54,11 @@ def hash_of(path: str) -> str:
 
 
 @contextmanager
-def guarded(title: str, lineage: Sequence[str]) -> Generator[None]:
+def guarded(title: str, lineage: Sequence[str] = (), *, folder: str | None = None) -> Generator[None]:
     """While in the block, what this process starts is ended when the process dies.
 
-    `title` names the call, `lineage` the conversations it is for, the root first. One block at a time in
-    a process.
+    `title` names what it does, `lineage` the conversations it is for, the root first. `folder` is removed
+    after that. One block at a time in a process.
     """
     if not available:
         yield
@@ -66,7 +67,7 @@ def guarded(title: str, lineage: Sequence[str]) -> Generator[None]:
 
     mark = _MARKED | secrets.randbits(61)
     before, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-    _tell({"do": "begin", "title": title, "lineage": list(lineage), "mark": mark})
+    _tell({"do": "begin", "title": title, "lineage": list(lineage), "mark": mark, "folder": folder})
     resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
     try:
         yield
@@ -89,17 +90,17 @@ def _tell(what: dict[str, Any]) -> None:
         connect()
         assert _connection is not None
         try:
-            _connection.sendall(line)
+            os.write(_connection, line)
             return
         except OSError:  # it was killed
-            _connection.close()
+            os.close(_connection)
             _connection = None
             if what["do"] == "end":
                 return
     raise RuntimeError("the guardian of this node does not stay; is somebody killing it?")
 
 
-def _connected() -> socket.socket:
+def _connected() -> int:
     name = address()
     deadline = time.monotonic() + _STARTED_WITHIN_S
     while True:
@@ -108,7 +109,7 @@ def _connected() -> socket.socket:
             connection.connect("\0" + name)
             # One that is just ending takes connections and never answers.
             if connection.recv(16):
-                return connection
+                return connection.detach()
         except OSError:
             pass
         connection.close()

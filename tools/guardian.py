@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -185,6 +186,8 @@ class Guardian:
         # It may have been dead already, which is why this is being done.
         killed.setdefault(_peer(client.connection)[0], "worker")
         self._stays_until = time.monotonic() + _ASKED_WITHIN_S
+        if call["folder"]:
+            shutil.rmtree(call["folder"], ignore_errors=True)
         self._ended[call["title"]] = {
             "ran_s": time.monotonic() - client.began,
             "killed": [(pid, name) for pid, name in killed.items()],

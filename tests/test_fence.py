@@ -1,0 +1,258 @@
+"""Cancel with proof, on a real Ray: whatever a call is doing, and whoever dies, nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import eventually, is_alive
+from stuck import STUCK, left_of, note, noted
+
+from palaver.actors import CancelReport, Convo, ConvoClosed, ConvoHandle, reply
+from palaver.actors.cluster import Cluster
+from palaver.providers.messages import Message, ToolResult, ToolUse
+from palaver.providers.provider import Request, Response
+from palaver.providers.scripted import Scripted
+from palaver.tools import Tool, ToolLimits, tool
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+STARTED_WITHIN_S = 60
+GONE_WITHIN_S = 15
+"""Bounds for a busy machine; `bench/fence.py` measures."""
+
+
+class Doing(Scripted):
+    """Answers `TOOL NOTES` with a call of that tool, and results with "done"."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    async def generate(self, request: Request) -> Response:
+        last = request.messages[-1]
+        if last.tool_results:
+            return Response(message=Message.assistant("done"))
+        name, _, notes = last.text.partition(" ")
+        if notes:
+            note(notes, "convo", os.getpid())
+        call = ToolUse(id=f"call-{name}", name=name, input={"notes": notes})
+        return Response(message=Message.assistant(call))
+
+
+@tool
+def quick(number: int) -> int:
+    """Take a moment."""
+    time.sleep(0.02)
+    return number
+
+
+def convo_with(*tools: Tool[..., Any], **options: Any) -> ConvoHandle:
+    return Convo.remote(Doing(), tools=tools, **options)
+
+
+async def at_work(notes: Path, name: str) -> None:
+    """Wait until the innermost call is stuck."""
+    innermost = "waits_for_subprocess" if name == "delegates" else name
+
+    def is_stuck() -> bool:
+        wanted = 4 if name == "delegates" else 1
+        children = 2 if innermost == "waits_for_subprocess" else 0
+        return len(noted(notes, "worker")) >= wanted and len(noted(notes, "child")) >= children
+
+    assert await asyncio.to_thread(eventually, is_stuck, STARTED_WITHIN_S)
+
+
+async def gone(notes: Path) -> bool:
+    return await asyncio.to_thread(eventually, lambda: not left_of(notes), GONE_WITHIN_S)
+
+
+async def beside_innocents(work: Awaitable[Any]) -> Any:
+    """Do `work` while another conversation makes quick calls, all of which succeed."""
+    other = Convo.remote(Scripted([]), tools=[quick])
+    calls = [ToolUse(id=str(number), name="quick", input={"number": number}) for number in range(30)]
+    unrelated = other.tool_result_contents.remote(Response(message=Message.assistant(*calls)))
+    done = await work
+    assert [each.text for each in await unrelated] == [str(number) for number in range(30)]
+    await other.close.remote()
+    return done
+
+
+def results_of(messages: tuple[Message, ...]) -> list[ToolResult]:
+    return [result for message in messages for result in message.tool_results]
+
+
+async def by_cancel_tool_use(convo: ConvoHandle, name: str, running: Any) -> None:
+    stopped = await convo.cancel_tool_use.remote(f"call-{name}", "enough")
+    assert (stopped.tool_use_id, stopped.tool_name, stopped.problem) == (f"call-{name}", name, "")
+
+
+async def by_cancel(convo: ConvoHandle, name: str, running: Any) -> None:
+    report: CancelReport = await convo.cancel.remote("enough")
+    assert report.fenced, report
+    assert len(report.conversations) == (4 if name == "delegates" else 1)
+    assert report.tool_calls[0].tool_name == name
+
+
+IN_TIME: dict[str, Callable[[ConvoHandle, str, Any], Awaitable[None]]] = {
+    "cancel_tool_use": by_cancel_tool_use,
+    "cancel": by_cancel,
+}
+
+
+@pytest.mark.parametrize("cause", IN_TIME)
+@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
+async def test_nothing_is_left_when_the_cancel_returns(
+    stuck: Tool[..., Any], cause: str, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        convo = convo_with(stuck)
+        running = convo.run.remote(f"{stuck.name} {tmp_path}")
+        await at_work(tmp_path, stuck.name)
+        await IN_TIME[cause](convo, stuck.name, running)
+        assert left_of(tmp_path) == []
+        result = await running
+        assert result.stop == ("cancelled" if cause == "cancel" else "end_turn")
+        # It can go on, and the call has exactly one result.
+        assert (await convo.run.remote("" if cause == "cancel" else "quick")).stop
+        (answer,) = [
+            each
+            for each in results_of(await convo.messages.remote())
+            if each.tool_use_id.endswith(stuck.name)
+        ]
+        assert (answer.is_error, answer.text) == (True, "enough")
+        tree = await convo.tree.remote()
+        assert {each.state for each in tree.children} <= {"closed", "lost"}
+        await convo.close.remote()
+
+    await beside_innocents(work())
+
+
+@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
+async def test_nothing_is_left_when_a_call_has_timed_out(stuck: Tool[..., Any], tmp_path: Path) -> None:
+    limited = Tool(stuck.function, limits=ToolLimits(timeout_s=8 if stuck.name == "delegates" else 1))
+
+    async def work() -> None:
+        convo = convo_with(limited)
+        result = await convo.run.remote(f"{stuck.name} {tmp_path}")
+        assert left_of(tmp_path) == []
+        assert result.stop == "end_turn"
+        (answer,) = results_of(await convo.messages.remote())
+        assert answer.is_error
+        assert "took longer than its limit" in answer.text
+        await convo.close.remote()
+
+    await beside_innocents(work())
+
+
+@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
+async def test_nothing_is_left_when_the_worker_of_a_call_was_killed(
+    stuck: Tool[..., Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        convo = convo_with(stuck)
+        running = convo.run.remote(f"{stuck.name} {tmp_path}")
+        await at_work(tmp_path, stuck.name)
+        os.kill(worker_of(stuck.name), signal.SIGKILL)
+        result = await running
+        assert left_of(tmp_path) == []
+        assert result.stop == "end_turn"
+        (answer,) = results_of(await convo.messages.remote())
+        assert answer.is_error
+        assert "died" in answer.text
+        await convo.close.remote()
+
+    await beside_innocents(work())
+
+
+def worker_of(name: str) -> int:
+    """The process of the outermost call of a tool: the one whose title has the earliest ULID."""
+    found: list[tuple[str, int]] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_text().rstrip("\0 ")
+            except OSError:
+                continue
+            if title.startswith(f"ray::tool {name} "):
+                found.append((title.split()[2], int(entry.name)))
+    return min(found)[1]
+
+
+@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
+async def test_nothing_is_left_when_the_process_of_the_conversation_was_killed(
+    stuck: Tool[..., Any], tmp_path: Path
+) -> None:
+    async def work() -> None:
+        convo = convo_with(stuck, label=f"doomed {stuck.name}")
+        running = convo.run.remote(f"{stuck.name} {tmp_path}")
+        await at_work(tmp_path, stuck.name)
+        os.kill(root_of(tmp_path), signal.SIGKILL)
+        with pytest.raises(ConvoClosed):
+            await reply(running)
+        assert await gone(tmp_path), left_of(tmp_path)
+
+    await beside_innocents(work())
+
+
+def root_of(notes: Path) -> int:
+    """The process of the conversation that sent the first request."""
+    first = min(notes.glob("convo-*"), key=lambda each: each.stat().st_mtime_ns)
+    return int(first.name.partition("-")[2])
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from palaver.actors.cluster import cluster
+from stuck import STUCK
+from test_fence import convo_with
+address, notes = sys.argv[1:]
+with cluster(address or None, num_cpus=None if address else 2, log_to_driver=False):
+    convos = [convo_with(each) for each in STUCK]
+    running = [
+        convo.run.remote(f"{each.name} {Path(notes) / each.name}")
+        for convo, each in zip(convos, STUCK, strict=True)
+    ]
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("owns_ray", [False, True], ids=["joined Ray", "own Ray"])
+async def test_nothing_is_left_when_the_driver_was_killed(
+    owns_ray: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    for each in STUCK:
+        (tmp_path / each.name).mkdir()
+    address = "" if owns_ray else ray_cluster.address
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, address, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for each in STUCK:
+            await at_work(tmp_path / each.name, each.name)
+        below = psutil.Process(driver.pid).children(recursive=True)
+        assert not owns_ray or len(below) > 5
+        driver.kill()
+        driver.wait()
+        for what_is_left in (
+            lambda: [pid for each in STUCK for pid in left_of(tmp_path / each.name)],
+            lambda: [each.pid for each in below if is_alive(each.pid)],
+            lambda: list(Path(tempfile.gettempdir()).glob(f"palaver-{driver.pid}-*")),
+        ):
+            empty = await asyncio.to_thread(eventually, lambda what=what_is_left: not what(), GONE_WITHIN_S)
+            assert empty, what_is_left()
+    finally:
+        driver.kill()
+        driver.wait()
