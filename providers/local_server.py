@@ -28,10 +28,12 @@ import fcntl
 import importlib
 import json
 import os
+import resource
 import secrets
 import shutil
 import signal
 import stat
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -316,6 +318,11 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     os.umask(0o077)
+    if sys.platform == "linux":
+        # What belongs to a tool call, or to a program, wears a mark in this limit and ends with it. The
+        # server belongs to all that use it.
+        _, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+        resource.setrlimit(resource.RLIMIT_RTTIME, (hard, hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.set_inheritable(arguments.alive, False)

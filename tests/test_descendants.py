@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,3 +81,16 @@ def test_terminate_asks_and_kill_does_not(later: float) -> None:
     assert not is_alive(process.pid)
     process.stdout.close()
     process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="marks need Linux")
+def test_a_process_that_took_the_mark_off_belongs_to_nobody(later: float) -> None:
+    def off() -> None:
+        resource.setrlimit(resource.RLIMIT_RTTIME, (1 << 50, resource.RLIM_INFINITY))
+
+    ours, nobodys = sleeper(), sleeper(preexec_fn=off)
+    Descendants(later).kill()
+    assert [is_alive(ours.pid), is_alive(nobodys.pid)] == [False, True]
+    nobodys.kill()
+    for each in (ours, nobodys):
+        each.wait()

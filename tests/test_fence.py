@@ -18,7 +18,7 @@ import pytest
 from conftest import eventually, is_alive
 from stuck import STUCK, left_of, note, noted
 
-from palaver.actors import CancelReport, Convo, ConvoClosed, ConvoHandle, reply
+from palaver.actors import CancelReport, Convo, ConvoCancelled, ConvoClosed, ConvoHandle, reply
 from palaver.actors.cluster import Cluster
 from palaver.providers.messages import Message, ToolResult, ToolUse
 from palaver.providers.provider import Request, Response
@@ -208,6 +208,48 @@ def root_of(notes: Path) -> int:
     """The process of the conversation that sent the first request."""
     first = min(notes.glob("convo-*"), key=lambda each: each.stat().st_mtime_ns)
     return int(first.name.partition("-")[2])
+
+
+async def test_fifty_tools_in_ten_conversations_are_stopped_and_told_of_by_one_cancel(tmp_path: Path) -> None:
+    """Of each kind but the one that starts conversations of its own."""
+    kinds = [each for each in STUCK if each.name != "delegates"]
+    root = convo_with(*kinds, label="root")
+    children = [await root.sub_convo.remote(tools=kinds, label=f"child {number}") for number in range(10)]
+    calls = {
+        number: [
+            ToolUse(id=f"call-{number}-{index}", name=kind.name, input={"notes": str(tmp_path)})
+            for index, kind in enumerate((kinds * 2)[number % len(kinds) :][:5])
+        ]
+        for number in range(10)
+    }
+    running = [
+        child.tool_result_contents.remote(Response(message=Message.assistant(*calls[number])))
+        for number, child in enumerate(children)
+    ]
+    stuck = await asyncio.to_thread(
+        eventually, lambda: len(noted(tmp_path, "worker")) == 50, STARTED_WITHIN_S * 2
+    )
+    assert stuck
+    report: CancelReport = await root.cancel.remote("enough")
+    assert left_of(tmp_path) == []
+    assert report.fenced, report
+    assert report.cause == "enough"
+    assert report.conversations[0].label == "root"
+    told = {
+        (convo.label, call.tool_use_id, call.tool_name)
+        for convo in report.conversations
+        for call in convo.tool_calls
+    }
+    assert told == {(f"child {number}", call.id, call.name) for number in range(10) for call in calls[number]}
+    assert report.requests == ()
+    assert {each.pid for each in report.processes} >= set(noted(tmp_path, "child"))
+    print(f"50 tools: {report.took_s:.2f} s")
+    for each in running:
+        with pytest.raises(ConvoCancelled):
+            await reply(each)
+    for child in children:
+        await child.close.remote()
+    await root.close.remote()
 
 
 DRIVER = """

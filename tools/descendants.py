@@ -116,6 +116,18 @@ class Descendants:
         return [each for each in psutil.Process().children(recursive=True) if self._is_ours(each)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        with suppress(psutil.NoSuchProcess):
-            return started_at(process) >= self._since and process.status() != psutil.STATUS_ZOMBIE
+        with suppress(psutil.Error):
+            return (
+                started_at(process) >= self._since
+                and process.status() != psutil.STATUS_ZOMBIE
+                and _mark_of(process) == _mark_of(psutil.Process())
+            )
         return False
+
+
+def _mark_of(process: psutil.Process) -> int:
+    """What it has inherited from the call it belongs to (see `palaver.tools.guarded`).
+
+    What is to outlive the call, such as a server that others use too, takes it off.
+    """
+    return process.rlimit(psutil.RLIMIT_RTTIME)[0] if sys.platform == "linux" else 0
