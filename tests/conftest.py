@@ -24,12 +24,17 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+ADDRESS_VARIABLE = "PALAVER_TESTS_ADDRESS"
+"""The environment variable that names a Ray to run the tests on, rather than one of their own."""
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """One Ray of our own, with 2 CPUs; gone afterwards with all its processes and files."""
     # Workers import the tools that tests define from the tests' own modules.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    with cluster(num_cpus=2, log_to_driver=False) as started:
+    address = os.environ.get(ADDRESS_VARIABLE)
+    with cluster(address, num_cpus=None if address else 2, log_to_driver=False) as started:
         yield started
     left = [each for each in psutil.Process().children(recursive=True) if "ray" in each.name()]
     assert not psutil.wait_procs(left, timeout=10)[1]

@@ -20,6 +20,9 @@ from palaver.tools import ToolCallInfo, tool
 
 FOREVER_S = 120
 
+ELSEWHERE = {"elsewhere": 0.001} if "STUCK_ELSEWHERE" in os.environ else {}
+"""What each tool asks of Ray: a node that has this, where there is such a node."""
+
 
 def note(notes: str, kind: str, pid: int) -> None:
     """Leave a note of a process."""
@@ -45,7 +48,7 @@ def _runs_a_call_of(pid: int) -> bool:
     return is_alive(pid) and title.startswith(tuple(f"ray::tool {each.name} " for each in STUCK))
 
 
-@tool
+@tool(resources=ELSEWHERE)
 async def awaits(notes: str) -> str:
     """Wait in the event loop."""
     note(notes, "worker", os.getpid())
@@ -53,7 +56,7 @@ async def awaits(notes: str) -> str:
     return "woke up"
 
 
-@tool
+@tool(resources=ELSEWHERE)
 def sleeps(notes: str) -> str:
     """Sleep in Python's own sleep."""
     note(notes, "worker", os.getpid())
@@ -61,14 +64,14 @@ def sleeps(notes: str) -> str:
     return "woke up"
 
 
-@tool
+@tool(resources=ELSEWHERE)
 def computes_in_c(notes: str) -> str:
     """Compute in C, with the interpreter lock released."""
     note(notes, "worker", os.getpid())
     return hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9).hex()
 
 
-@tool
+@tool(resources=ELSEWHERE)
 def waits_for_subprocess(notes: str) -> str:
     """Wait for a subprocess that has a subprocess."""
     process = subprocess.Popen(["sh", "-c", f"sleep {FOREVER_S} & echo $!; wait"], stdout=subprocess.PIPE)
@@ -80,7 +83,7 @@ def waits_for_subprocess(notes: str) -> str:
     return "it ended"
 
 
-@tool
+@tool(resources=ELSEWHERE)
 async def awaits_deaf_subprocess(notes: str) -> str:
     """Await a subprocess that ignores SIGTERM, in a session of its own."""
     process = await asyncio.create_subprocess_exec(
@@ -98,7 +101,7 @@ async def awaits_deaf_subprocess(notes: str) -> str:
     return "it ended"
 
 
-@tool
+@tool(resources=ELSEWHERE)
 def leaves_a_daemon(notes: str) -> str:
     """Start a daemon that leaves its parent, its session and its environment; then wait."""
     code = (
@@ -118,7 +121,7 @@ def leaves_a_daemon(notes: str) -> str:
     return "woke up"
 
 
-@tool
+@tool(resources=ELSEWHERE)
 async def delegates(notes: str, info: ToolCallInfo) -> str:
     """Have a sub-conversation do the same, until three deep; the last one waits for a subprocess."""
     note(notes, "worker", os.getpid())

@@ -258,18 +258,19 @@ from pathlib import Path
 from palaver.actors.cluster import cluster
 from stuck import STUCK
 from test_fence import convo_with
-address, notes = sys.argv[1:]
+address, notes, *names = sys.argv[1:]
+chosen = [each for each in STUCK if not names or each.name in names]
 with cluster(address or None, num_cpus=None if address else 2, log_to_driver=False):
-    convos = [convo_with(each) for each in STUCK]
+    convos = [convo_with(each) for each in chosen]
     running = [
         convo.run.remote(f"{each.name} {Path(notes) / each.name}")
-        for convo, each in zip(convos, STUCK, strict=True)
+        for convo, each in zip(convos, chosen, strict=True)
     ]
     time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("owns_ray", [False, True], ids=["joined Ray", "own Ray"])
+@pytest.mark.parametrize("owns_ray", [False, True], ids=["joined_ray", "own_ray"])
 async def test_nothing_is_left_when_the_driver_was_killed(
     owns_ray: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
