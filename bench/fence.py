@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
@@ -111,7 +111,7 @@ ENDS: dict[str, Callable[[Any, str, Path], Awaitable[object]]] = {
 
 async def measure(address: str, rounds: int) -> None:
     """Print a line for each kind of call and each cause."""
-    bare = Bare.remote()
+    bare = cast("Any", Bare).remote()
     calls_s: list[float] = []
     for _ in range(50):
         before = time.perf_counter()
