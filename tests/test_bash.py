@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -131,21 +129,21 @@ async def test_output_that_cannot_be_kept_is_still_shown_in_part(shell: Shell, t
 async def test_a_command_over_its_time_is_stopped_and_tells_what_it_printed(
     shell: Shell, tmp_path: Path
 ) -> None:
-    text = await shell("echo $$ > pid; echo so far; sleep 60", timeout_s=0.3)
+    text = await shell("echo $$ > pid; echo so far; sleep 60", timeout_s=1)
     assert text == (
-        "so far\n[stopped: it took longer than 0.3 s. Give it more time (timeout_s up to 3600), or run it "
+        "so far\n[stopped: it took longer than 1 s. Give it more time (timeout_s up to 3600), or run it "
         "with background=true]"
     )
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 async def test_a_stopped_command_can_clean_up(shell: Shell) -> None:
-    text = await shell("trap 'echo cleaned up; exit' TERM; echo on; sleep 60 & wait", timeout_s=0.3)
+    text = await shell("trap 'echo cleaned up; exit' TERM; echo on; sleep 60 & wait", timeout_s=1)
     assert text.startswith("on\ncleaned up\n[stopped: ")
 
 
 async def test_a_command_that_ignores_sigterm_is_killed(shell: Shell, tmp_path: Path) -> None:
-    await shell("trap '' TERM; echo $$ > pid; while :; do sleep 0.05; done", timeout_s=0.3)
+    await shell("trap '' TERM; echo $$ > pid; while :; do sleep 0.05; done", timeout_s=1)
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
@@ -453,7 +451,3 @@ async def test_on_ray_the_working_directory_is_kept_and_a_cancel_leaves_nothing(
     assert stopped.complete
     assert not is_alive(pid)
     await toolset.aclose()
-
-
-def test_bash_is_there_for_these_tests() -> None:
-    assert shutil.which("bash", path=os.environ["PATH"])

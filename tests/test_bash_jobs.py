@@ -101,10 +101,9 @@ async def test_a_job_starts_in_the_working_directory_and_moves_nothing(shell: Sh
 
 
 async def test_stopping_a_job_ends_all_of_it_and_tells_what_it_printed(shell: Shell) -> None:
-    await shell.start("echo on; sleep 60 & echo $!; wait")
+    await shell.start("sleep 60 & echo $!; echo on; wait")
     await shell.eventually_prints("on\n")
-    await shell.eventually_prints("\n")
-    line, on, pid = (await shell.job(1, "stop")).split("\n")
+    line, pid, on = (await shell.job(1, "stop")).split("\n")
     assert line == "[job 1: ended after N s, killed by SIGTERM, stopped: by bash_job]"
     assert on == "on"
     assert not is_alive(int(pid))
@@ -247,7 +246,7 @@ async def test_jobs_on_ray_run_are_stopped_and_leave_no_process(ray_cluster: Clu
     toolset = RayToolset(tools, ["abc-defg"], None, workspace=Workspace(path=str(tmp_path)))
     shell = Shell(toolset, tmp_path)
     for number in range(1, 4):
-        await shell.start(f"echo job {number}; sleep 60 & wait")
+        await shell.start(f"sleep 60 & echo job {number}; wait")
     for number in range(1, 4):
         await shell.eventually_prints("job", number)
     pids = [shell.status(number)["pid"] for number in range(1, 4)]
