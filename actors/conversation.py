@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from palaver.actors.budget import Budget
 from palaver.actors.endings import to_the_end
@@ -29,6 +29,7 @@ from palaver.actors.result import RunResult, RunStop, stop_of
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
+from palaver.actors.typed_output import OUTPUT_RETRIES, OutputType, TypedOutput
 from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
@@ -121,16 +122,45 @@ class Conversation:
         """
         return await self._exclusively("a request", self._send(message))
 
-    async def run(self, text: str, *contents: Content) -> RunResult:
+    @overload
+    async def run(self, text: str, *contents: Content) -> RunResult: ...
+
+    @overload
+    async def run(
+        self, text: str, *contents: Content, output_type: type[T], output_retries: int = OUTPUT_RETRIES
+    ) -> RunResult[T]: ...
+
+    @overload
+    async def run(
+        self, text: str, *contents: Content, output_type: Any, output_retries: int = OUTPUT_RETRIES
+    ) -> RunResult[Any]: ...
+
+    async def run(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> RunResult[Any]:
         """Send, call the tools, send their results, until the model ends its turn or a limit stops it.
 
         An empty `text` goes on where an earlier run stopped, with the tool results it left. A limit and
         a cancel are results; what failed is raised, as in `send_message`. In each case everything done
         so far stays in the conversation.
-        """
-        return await self._exclusively("a run", self._run(_user_message(text, contents)))
 
-    async def _send(self, message: Message) -> Response:
+        With `output_type`, a pydantic model or any type that pydantic's TypeAdapter takes, the answer has
+        to be of that type, and is the result's `output`. One that does not fit is sent back with what is
+        wrong with it, up to `output_retries` times; then the run stops as "invalid_output", and `detail`
+        has the last fault. Raises ConfigurationError for a type without a JSON schema.
+        """
+        typed: TypedOutput | None = None
+        if output_type is not None:
+            typed = TypedOutput(
+                OutputType(output_type),
+                self.provider,
+                self.toolset.specs,
+                must_call_tools=self.settings.tool_use_only,
+                retries=output_retries,
+            )
+        return await self._exclusively("a run", self._run(_user_message(text, contents), typed))
+
+    async def _send(self, message: Message, typed: TypedOutput | None = None) -> Response:
         message = self.transcript.completed(message)
         if over := await self.over_budget():
             raise over
@@ -143,6 +173,8 @@ class Conversation:
             max_tokens=self.settings.max_tokens,
             prompt_caching=self.settings.prompt_caching,
         )
+        if typed is not None:
+            request = typed.asked_in(request)
         await self._told.on_request(request.id, message)
         self._request_id = request.id
         answer = asyncio.create_task(self._answer(request))
@@ -190,23 +222,34 @@ class Conversation:
         told = failure if isinstance(failure, PalaverError) else None
         await self._told.on_response(request.id, response, told)
 
-    async def _run(self, message: Message) -> RunResult:
+    async def _run(self, message: Message, typed: TypedOutput | None) -> RunResult[Any]:
         first, before = True, len(self.transcript.messages)
         stop: RunStop
         detail: str | None = None
+        output: Any = None
         try:
             while True:
-                response = await self._send(message)
+                response = await self._send(message, typed)
                 calls = response.message.tool_uses
-                if not calls or response.stop_reason is StopReason.MAX_TOKENS:
+                reading = None if typed is None else typed.read(response)
+                if reading is not None:
+                    calls = reading.tool_calls
+                elif not calls or response.stop_reason is StopReason.MAX_TOKENS:
                     stop = stop_of(response, first=first)
                     break
                 first = False
-                results = await self._call_tools(calls)
-                if not results:
+                contents: list[Content] = [*await self._call_tools(calls)]
+                if reading is not None:
+                    for result in reading.results:
+                        self.transcript.keep_result(result)
+                    contents += (*reading.results, *reading.contents)
+                    if reading.stop is not None:
+                        stop, detail, output = reading.stop, reading.detail, reading.output
+                        break
+                if not contents:
                     stop = "no_response"
                     break
-                message = Message(role="user", content=tuple(results))
+                message = Message(role="user", content=tuple(contents))
         except BudgetExceeded as over:
             stop, detail = "budget", str(over)
         except (asyncio.CancelledError, ConvoCancelled):
@@ -223,6 +266,7 @@ class Conversation:
             responses=len(answers),
             usage=await self.cumulative_usage(),
             detail=detail,
+            output=output,
         )
 
     async def _exclusively(self, doing: str, work: Coroutine[Any, Any, T]) -> T:

@@ -12,7 +12,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import (
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 import ray
 import ray.actor
@@ -29,6 +40,7 @@ from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
+from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
@@ -81,6 +93,38 @@ class RemoteMethod(Protocol[P, R]):
 def _remotely(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> RemoteMethod[P, R]:
     """Tell type checkers how a method looks from outside the actor. Changes nothing else."""
     return cast("RemoteMethod[P, R]", method)
+
+
+class RemoteRun(Protocol):
+    """`ConvoActor.run` seen from outside: the result's `output` is of the type that was asked for."""
+
+    @overload
+    def remote(self, text: str, *contents: Content) -> ray.ObjectRef[RunResult]: ...
+
+    @overload
+    def remote(
+        self, text: str, *contents: Content, output_type: type[R], output_retries: int = OUTPUT_RETRIES
+    ) -> ray.ObjectRef[RunResult[R]]: ...
+
+    @overload
+    def remote(
+        self, text: str, *contents: Content, output_type: Any, output_retries: int = OUTPUT_RETRIES
+    ) -> ray.ObjectRef[RunResult[Any]]: ...
+
+    def remote(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> ray.ObjectRef[RunResult[Any]]:
+        """Call the method. `await` the reference, or `ray.get` it, for the result."""
+        ...
+
+    def options(self, **ray_options: Any) -> RemoteRun:
+        """The same method with Ray's options for a call."""
+        ...
+
+
+def _remote_run(method: Callable[..., Coroutine[Any, Any, RunResult[Any]]]) -> RemoteRun:
+    """As `_remotely`, for `run`, whose result depends on an argument."""
+    return cast("RemoteRun", method)
 
 
 class ConvoActor:
@@ -159,15 +203,24 @@ class ConvoActor:
         """
         return await self._core.send_message(message)
 
-    @_remotely
-    async def run(self, text: str, *contents: Content) -> RunResult:
+    @_remote_run
+    async def run(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> RunResult[Any]:
         """Send, call the tools, send their results, until the model ends its turn or a limit stops it.
 
         An empty `text` goes on where an earlier run stopped, with the tool results it left. A limit and
         a cancel are results; what failed is raised, as in `send_message`. In each case everything done
         so far stays in the conversation.
+
+        With `output_type`, a pydantic model or any type that pydantic's TypeAdapter takes, the answer has
+        to be of that type, and is the result's `output`. One that does not fit is sent back with what is
+        wrong with it, up to `output_retries` times; then the run stops as "invalid_output", and `detail`
+        has the last fault. Raises ConfigurationError for a type without a JSON schema.
         """
-        return await self._core.run(text, *contents)
+        if output_type is None:
+            return await self._core.run(text, *contents)
+        return await self._core.run(text, *contents, output_type=output_type, output_retries=output_retries)
 
     @_remotely
     async def tool_result_contents(self, response: Response) -> list[ToolResult]:

@@ -26,7 +26,16 @@ from palaver.providers.models import ModelRow, default_provider, known_models, p
 from palaver.providers.openai import LlamaCPP, OpenAI
 from palaver.providers.prices import Price, Rates, Tier, lookup_price
 from palaver.providers.profiles import Profile
-from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice, ToolSpec
+from palaver.providers.provider import (
+    OutputSchema,
+    Provider,
+    Request,
+    Response,
+    StopReason,
+    TakesOutputSchema,
+    ToolChoice,
+    ToolSpec,
+)
 from palaver.providers.retry import RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
 from palaver.providers.usage import Usage
@@ -48,6 +57,7 @@ __all__ = [
     "ModelRow",
     "Opaque",
     "OpenAI",
+    "OutputSchema",
     "Overloaded",
     "PalaverError",
     "Price",
@@ -65,6 +75,7 @@ __all__ = [
     "ScriptEnded",
     "Scripted",
     "StopReason",
+    "TakesOutputSchema",
     "Text",
     "Thinking",
     "Tier",

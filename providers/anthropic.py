@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, to_wire
+from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
 from palaver.providers.errors import BadRequest, ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
 from palaver.providers.prices import Price, lookup_price
-from palaver.providers.provider import Request, Response
+from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
 
@@ -116,6 +116,13 @@ class Anthropic:
     def max_tokens(self) -> int:
         """The most tokens of an answer to a request that names no bound of its own."""
         return self._max_tokens
+
+    def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
+        """By schema, beside tools too, unless the model is too old or the schema is more than it takes.
+
+        The API takes no schema that refers to itself, and no object whose properties have no names.
+        """
+        return output_by(schema, self._model)
 
     async def generate(self, request: Request) -> Response:
         """Answer one request; see `Provider.generate`.

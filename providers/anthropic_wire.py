@@ -17,7 +17,8 @@ from palaver.providers.call_ids import CallIds, WireIds
 from palaver.providers.errors import BadResponse
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.prices import Price
-from palaver.providers.provider import Request, Response, StopReason, ToolChoice
+from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason, ToolChoice
+from palaver.providers.schemas import strict_schema
 from palaver.providers.untyped import as_count, as_dict, as_list, as_text
 from palaver.providers.usage import Usage
 
@@ -33,6 +34,18 @@ _MARKABLE = frozenset({"text", "image", "tool_use", "tool_result"})
 _NO_FORCED_CHOICE = ("claude-fable-5", "claude-mythos-5", "claude-opus-5-5", "claude-sonnet-5-5")
 """Models that answer a forced tool choice with 400 (shared/PROVIDERS.md, November 2026)."""
 
+_NO_OUTPUT_SCHEMA = (
+    "claude-2",
+    "claude-3-",
+    "claude-instant",
+    "claude-opus-4-0",
+    "claude-opus-4-2025",
+    "claude-sonnet-4-0",
+    "claude-sonnet-4-2025",
+)
+"""Claude models older than structured outputs, which came with sonnet 4.5 and opus 4.1; all current ones
+have them (platform.claude.com/docs structured-outputs, November 2026)."""
+
 _STOP_REASONS: Mapping[str, StopReason] = {
     "end_turn": StopReason.END_TURN,
     "tool_use": StopReason.TOOL_USE,
@@ -42,6 +55,13 @@ _STOP_REASONS: Mapping[str, StopReason] = {
     "pause_turn": StopReason.PAUSE,
     "model_context_window_exceeded": StopReason.CONTEXT_FULL,
 }
+
+
+def output_by(schema: OutputSchema, model: str) -> OutputBy:
+    """By schema, beside tools too, on a model that has it; by tool for a schema that the API refuses."""
+    takes = model.startswith("claude-") and not model.startswith(_NO_OUTPUT_SCHEMA)
+    fits = takes and strict_schema(schema.json_schema, limits=False, recursion=False) is not None
+    return "schema" if fits else "tool"
 
 
 def to_wire(
@@ -82,8 +102,13 @@ def to_wire(
             body["tool_choice"] = _tool_choice(request.tool_choice, may_force)
     if thinking is not None:
         body["thinking"] = dict(thinking)
-    if effort is not None:
-        body["output_config"] = {"effort": effort}
+    output_config: dict[str, Any] = {} if effort is None else {"effort": effort}
+    if request.output_schema is not None:
+        schema = request.output_schema.json_schema
+        wire_schema = strict_schema(schema, limits=False, recursion=False) or schema
+        output_config["format"] = {"type": "json_schema", "schema": wire_schema}
+    if output_config:
+        body["output_config"] = output_config
     if request.prompt_caching:
         _mark_for_caching(body, cache_ttl)
     return body

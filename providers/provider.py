@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import Field, PositiveInt, field_validator
 from ulid import ULID
@@ -51,12 +51,24 @@ class ToolChoice(Value):
     parallel: bool = True
 
 
+class OutputSchema(Value):
+    """What the text of an answer has to be: JSON that fits the schema of an object. The model sees `name`."""
+
+    name: str = Field(default="answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    json_schema: dict[str, Any]
+
+
+OutputBy: TypeAlias = Literal["schema", "tool"]
+"""How a model gives an answer of a type: as text held to a schema, or as the input of a tool."""
+
+
 class Request(Value):
     """One request to a model, complete in itself.
 
     `tool_choice` None leaves the choice to the provider. `max_tokens` None means the provider's
     default. `prompt_caching` asks for the system prompt, the tools and the messages so far to be
-    cached, where the provider needs to be asked.
+    cached, where the provider needs to be asked. `output_schema` holds the text of the answer, not the
+    tool calls before it; it is sent by providers that have an `output_by` (see `TakesOutputSchema`).
     """
 
     id: str = Field(default_factory=new_request_id)
@@ -66,6 +78,7 @@ class Request(Value):
     tool_choice: ToolChoice | None = None
     max_tokens: PositiveInt | None = None
     prompt_caching: bool = False
+    output_schema: OutputSchema | None = None
 
 
 class StopReason(StrEnum):
@@ -120,4 +133,13 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Give back connections and whatever else is held. Harmless when called twice."""
+        ...
+
+
+@runtime_checkable
+class TakesOutputSchema(Protocol):
+    """What a provider has besides when it can hold an answer to a schema; one without it never does."""
+
+    def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
+        """How the model is to give an answer that fits `schema`, in requests with tools or without."""
         ...

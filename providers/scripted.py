@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from palaver.providers.errors import BadRequest, ConfigurationError, ProviderError
 from palaver.providers.messages import Message, Text, ToolResult, ToolUse, Value
-from palaver.providers.provider import Request, Response, StopReason
+from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason
 from palaver.providers.usage import Usage
 
 Reply: TypeAlias = str | ToolUse | Sequence[str | ToolUse] | Message | Response | ProviderError
@@ -36,7 +36,8 @@ class Scripted:
     Each conversation plays the script from its beginning: a pickled copy starts anew. Requests are
     kept in `requests` of the copy that got them, and appended to `record_to` (JSON lines), where given,
     which any process can read. A reply without usage of its own is charged one token per word, at
-    `cost_usd` per reply; None makes its cost unknown.
+    `cost_usd` per reply; None makes its cost unknown. `output_by` is how answers of a type are asked for;
+    the script gives them as it likes.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Scripted:
         delay_s: float = 0.0,
         cost_usd: Decimal | int | None = 0,
         record_to: Path | str | None = None,
+        output_by: OutputBy = "tool",
     ) -> None:
         self._replies: Script | tuple[Reply, ...] = replies if callable(replies) else tuple(replies)
         self._model = model
         self._delay_s = delay_s
         self._cost_usd = None if cost_usd is None else Decimal(cost_usd)
         self._record_to = None if record_to is None else Path(record_to)
+        self._output_by: OutputBy = output_by
         self.requests: list[Request] = []
 
     @classmethod
@@ -86,6 +89,9 @@ class Scripted:
     @property
     def model(self) -> str:
         return self._model
+
+    def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
+        return self._output_by
 
     async def generate(self, request: Request) -> Response:
         started_at = datetime.now(UTC)

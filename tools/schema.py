@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Optional, Protocol, Union, cast, get_args, get_origin
 
 from docstring_parser import ParseError, parse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
@@ -68,8 +68,7 @@ class FunctionSignature:
         try:
             checked = self._model.model_validate(dict(tool_input))
         except ValidationError as error:
-            problems = [_problem(detail, self._names) for detail in error.errors(include_url=False)]
-            raise _invalid(self._tool_name, problems) from error
+            raise _invalid(self._tool_name, _problems(error, self._names)) from error
         arguments = {name: getattr(checked, field) for name, field in self._names.items()}
         return arguments | dict.fromkeys(self._info_parameters, info)
 
@@ -189,12 +188,28 @@ def _model(
         model = create_model(tool_name, __config__=ConfigDict(extra="forbid"), **prefixed)
         return model, _without_titles(model.model_json_schema(schema_generator=_Schema))
     except Exception as error:  # the types are the user's code, which can raise anything
-        reason = error.message if isinstance(error, PydanticUserError) else str(error)
-        # What follows the first sentence is advice to those who write pydantic models.
-        reason = reason.partition(". ")[0].partition("\n")[0]
         raise ToolDefinitionError(
-            f"tool {tool_name!r} has a parameter whose type has no JSON schema: {reason}"
+            f"tool {tool_name!r} has a parameter whose type has no JSON schema: {why_no_schema(error)}"
         ) from error
+
+
+def schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
+    """The JSON schema of what a type takes, less the titles pydantic makes up.
+
+    Raises what pydantic, or the type's own code, raises; `why_no_schema` puts it in words.
+    """
+    return _without_titles(adapter.json_schema(schema_generator=_Schema))
+
+
+def why_no_schema(error: Exception) -> str:
+    """Why a type has no JSON schema, without pydantic's advice to those who write models."""
+    reason = error.message if isinstance(error, PydanticUserError) else str(error)
+    return reason.partition(". ")[0].partition("\n")[0]
+
+
+def problems_in(error: ValidationError, names: Iterable[str] = ()) -> str:
+    """What is wrong with a value, for the model that made it. `names` are the properties it may have."""
+    return "; ".join(_first_of(_problems(error, names)))
 
 
 def _plain_json(tool_name: str, schema: object) -> dict[str, Any]:
@@ -229,6 +244,10 @@ def _without_titles(schema: Any, *, names: bool = False) -> Any:
     }
 
 
+def _problems(error: ValidationError, names: Iterable[str]) -> list[str]:
+    return [_problem(detail, names) for detail in error.errors(include_url=False)]
+
+
 def _problem(detail: Mapping[str, Any], names: Iterable[str]) -> str:
     place = _place(detail["loc"])
     match detail["type"]:
@@ -243,14 +262,18 @@ def _problem(detail: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _invalid(tool_name: str, problems: Sequence[str]) -> ToolInputInvalid:
+    return ToolInputInvalid(
+        tool_name,
+        f"invalid input for tool {tool_name!r}; it was not called. {'; '.join(_first_of(problems))}. "
+        "Correct the input and call it again.",
+    )
+
+
+def _first_of(problems: Sequence[str]) -> list[str]:
     shown = list(problems[:_MAX_PROBLEMS])
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
-    return ToolInputInvalid(
-        tool_name,
-        f"invalid input for tool {tool_name!r}; it was not called. {'; '.join(shown)}. "
-        "Correct the input and call it again.",
-    )
+    return shown
 
 
 def _place(steps: Iterable[object]) -> str:
