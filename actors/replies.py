@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from palaver.actors.errors import ConvoClosed
+from palaver.providers.errors import ConfigurationError
 
 T = TypeVar("T")
 
@@ -19,11 +20,20 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
     """Await what a conversation answers: `await reply(convo.run.remote("..."))`.
 
     Raises what the conversation raised, as it raised it (`await ref` raises the same error with Ray's
-    traceback for its text), and ConvoClosed when its process is gone.
+    traceback for its text), ConvoClosed when its process is gone, and ConfigurationError when it could not
+    read what it was passed: an `output_type` of a module that is not there (`await ref` raises Ray's own
+    RaySystemError).
     """
     try:
         return await ref
     except RayTaskError as error:
+        if isinstance(error.cause, RayError):
+            said = _first_line(error.cause).removeprefix("System error: ")
+            raise ConfigurationError(
+                f"the conversation's process could not read what it was passed: {said}. A type's module has "
+                "to be importable on the node of the conversation; a type of the main program or of a "
+                "function travels whole"
+            ) from error
         raise error.cause from None
     except OutOfMemoryError as error:
         reason = "its process was killed because its node ran out of memory"
@@ -32,6 +42,9 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
         reason = "its process is gone: killed, out of memory, or ended with its parent or its last handle"
         raise ConvoClosed(convo_id, reason) from error
     except RayError as error:
-        said = next(iter(str(error).strip().splitlines()), "")
-        reason = f"Ray could not reach it ({type(error).__name__}: {said})"
+        reason = f"Ray could not reach it ({type(error).__name__}: {_first_line(error)})"
         raise ConvoClosed(convo_id, reason) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

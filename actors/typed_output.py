@@ -9,6 +9,7 @@ Layer: actors, core; no Ray.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ class OutputType:
     def __init__(self, type: Any) -> None:
         self.name = _name_of(type)
         try:
+            if inspect.isroutine(type):
+                raise TypeError("it is a function, and not a type")
             adapter = TypeAdapter[Any](type)
             schema = schema_of(adapter)
             self._is_wrapped = schema.get("type") != "object"
@@ -82,9 +85,11 @@ class OutputType:
         try:
             value = self._adapter.validate_json(whole.encode(errors="replace"))
         except ValidationError as error:
-            if error.errors()[0]["type"] == "json_invalid":
-                raise OutputInvalid(f"it is no JSON: {error.errors()[0]['msg']}") from error
-            raise OutputInvalid(problems_in(error, self.json_schema.get("properties", ()))) from error
+            first = error.errors()[0]
+            if first["type"] == "json_invalid":
+                at = first["msg"].removeprefix("Invalid JSON: ")
+                raise OutputInvalid(f"it is no JSON object ({at})") from error
+            raise OutputInvalid(problems_in(error)) from error
         return value.answer if self._is_wrapped else value
 
 
@@ -158,7 +163,7 @@ class TypedOutput:
     def read(self, response: Response) -> Reading | None:
         """What to do about a response; None when it gives no answer, but calls tools or was cut short."""
         calls = response.message.tool_uses
-        answers = tuple(call for call in calls if self.by == "tool" and call.name == self._tool.name)
+        answers = [call for call in calls if self.by == "tool" and call.name == self._tool.name]
         if response.stop_reason is StopReason.MAX_TOKENS:
             return None
         if answers:
@@ -168,17 +173,16 @@ class TypedOutput:
             return None
         return self._of_text(response)
 
-    def _of_calls(self, answers: tuple[ToolUse, ...], others: tuple[ToolUse, ...]) -> Reading:
+    def _of_calls(self, answers: Sequence[ToolUse], others: tuple[ToolUse, ...]) -> Reading:
         try:
             if len(answers) > 1 or others:
                 raise OutputInvalid("it came beside other calls; call it alone, after their results")
-            (answer,) = answers
-            output = self._type.read(_json_of(answer))
+            output = self._type.read(_json_of(answers[0]))
         except OutputInvalid as invalid:
             told = f"The answer was not accepted: {invalid}. Correct it and call {self._tool.name} again."
             results = tuple(_result(call, told, is_error=True) for call in answers)
             return self._refused(f"{self._tool.name}: {invalid}", Reading(others, results))
-        return Reading(results=(_result(answer, ACCEPTED),), stop="end_turn", output=output)
+        return Reading(results=(_result(answers[0], ACCEPTED),), stop="end_turn", output=output)
 
     def _of_text(self, response: Response) -> Reading:
         text = response.message.text

@@ -18,6 +18,7 @@ from palaver.providers import (
     Message,
     MissingKey,
     Opaque,
+    OutputSchema,
     Overloaded,
     Price,
     Provider,
@@ -394,3 +395,69 @@ async def test_provider_pickles_after_use_without_showing_its_key() -> None:
 
 def module_answer(_: httpx.Request) -> httpx.Response:
     return ok(answer())
+
+
+PET = OutputSchema(
+    name="Pet",
+    json_schema={"type": "object", "properties": {"legs": {"type": "integer", "minimum": 0}}},
+)
+
+
+def test_an_output_schema_goes_beside_the_effort_closed_and_without_limits() -> None:
+    request = Request(messages=(Message.user("a"),), output_schema=PET)
+    body = to_wire(request, model="claude-sonnet-4-5", max_tokens=9, effort="low")
+    assert body["output_config"] == {
+        "effort": "low",
+        "format": {
+            "type": "json_schema",
+            "schema": {
+                "type": "object",
+                "properties": {"legs": {"type": "integer", "description": "minimum: 0"}},
+                "required": ["legs"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    assert "output_config" not in wire(Message.user("a"))
+
+
+@pytest.mark.parametrize(
+    ("model", "by"),
+    [
+        ("claude-sonnet-4-5", "schema"),
+        ("claude-opus-4-1", "schema"),
+        ("claude-haiku-4-5-20251001", "schema"),
+        ("claude-opus-5-5", "schema"),
+        ("claude-fable-5", "schema"),
+        ("claude-sonnet-4-20250514", "tool"),
+        ("claude-opus-4-0", "tool"),
+        ("claude-3-7-sonnet-latest", "tool"),
+        ("smollm2-135m-instruct", "tool"),
+    ],
+)
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_answers_are_held_to_a_schema_by_models_that_take_one(model: str, by: str, has_tools: bool) -> None:
+    claude, _ = provider(model=model)
+    assert claude.output_by(PET, has_tools=has_tools) == by
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {
+            "type": "object",
+            "properties": {"answer": {"$ref": "#/$defs/Node"}},
+            "$defs": {
+                "Node": {
+                    "type": "object",
+                    "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/Node"}}},
+                }
+            },
+        },
+    ],
+    ids=["any property", "recursive"],
+)
+def test_a_schema_that_the_api_refuses_is_asked_for_by_tool(schema: dict[str, Any]) -> None:
+    claude, _ = provider()
+    assert claude.output_by(OutputSchema(json_schema=schema), has_tools=False) == "tool"

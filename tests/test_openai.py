@@ -20,6 +20,7 @@ from palaver.providers import (
     MissingKey,
     Opaque,
     OpenAI,
+    OutputSchema,
     Overloaded,
     Price,
     Profile,
@@ -546,3 +547,112 @@ def test_plain_schema_writes_references_out_and_drops_what_is_refused() -> None:
         },
         "required": ["title"],
     }
+
+
+PET = OutputSchema(
+    name="Pet",
+    json_schema={
+        "type": "object",
+        "properties": {"legs": {"type": "integer", "minimum": 0}, "name": {"type": "string", "minLength": 1}},
+        "required": ["legs"],
+        "additionalProperties": False,
+    },
+)
+GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta/openai"
+
+
+def test_an_output_schema_is_strict_where_it_can_be() -> None:
+    body = wire(
+        Message.user("a"), output_schema=PET, profile=profile_for("https://api.openai.com/v1", "gpt-5")
+    )
+    assert body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "Pet",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "legs": {"type": "integer", "minimum": 0},
+                    "name": {"type": "string", "description": "minLength: 1"},
+                },
+                "required": ["legs", "name"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    assert body["messages"] == [{"role": "user", "content": "a"}]
+    assert "response_format" not in wire(Message.user("a"))
+
+
+def test_an_output_schema_that_cannot_be_strict_is_sent_as_it_is() -> None:
+    schema = {"type": "object", "additionalProperties": {"type": "integer"}}
+    body = wire(Message.user("a"), output_schema=OutputSchema(json_schema=schema))
+    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": schema}
+
+
+def test_an_output_schema_for_a_server_of_plain_schemas_is_plain() -> None:
+    body = wire(Message.user("a"), output_schema=PET, profile=profile_for(GEMINI_URL, "gemini-2.5-flash"))
+    assert body["response_format"]["json_schema"] == {
+        "name": "Pet",
+        "schema": {key: each for key, each in PET.json_schema.items() if key != "additionalProperties"},
+    }
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_server_that_hides_the_schema_from_its_model_has_it_in_the_system_prompt(system: str) -> None:
+    body = wire(Message.user("a"), output_schema=PET, system=system)
+    told, question = body["messages"]
+    assert question == {"role": "user", "content": "a"}
+    assert told["role"] == "system"
+    assert told["content"].startswith(system)
+    assert json.loads(told["content"].splitlines()[-1]) == PET.json_schema
+
+
+@pytest.mark.parametrize(
+    ("base_url", "model", "alone", "beside_tools"),
+    [
+        ("https://api.openai.com/v1", "gpt-4.1", "schema", "schema"),
+        ("https://api.openai.com/v1", "gpt-4o", "schema", "schema"),
+        ("https://api.openai.com/v1", "gpt-6.1-sol", "schema", "schema"),
+        ("https://api.openai.com/v1", "ft:gpt-4.1:acme", "schema", "schema"),
+        ("https://api.openai.com/v1", "gpt-4", "tool", "tool"),
+        ("https://api.openai.com/v1", "gpt-4-turbo", "tool", "tool"),
+        ("https://api.openai.com/v1", "gpt-3.5-turbo", "tool", "tool"),
+        (GEMINI_URL, "gemini-2.5-flash", "schema", "tool"),
+        ("https://api.together.xyz/v1", "meta-llama/Llama-4-Maverick", "schema", "tool"),
+        ("https://api.fireworks.ai/inference/v1", "accounts/fireworks/models/deepseek-v3", "schema", "tool"),
+        ("https://api.mistral.ai/v1", "mistral-large-latest", "schema", "tool"),
+        ("https://api.deepseek.com/v1", "deepseek-chat", "tool", "tool"),
+        ("https://api.groq.com/openai/v1", "llama-4-scout", "tool", "tool"),
+        ("https://openrouter.ai/api/v1", "openai/gpt-4.1", "tool", "tool"),
+        ("http://gpu7:8000/v1", "qwen", "tool", "tool"),
+        ("http://gpu7:8000/v1", "mistral-small", "tool", "tool"),
+    ],
+)
+def test_answers_are_held_to_a_schema_by_servers_that_are_known_to(
+    base_url: str, model: str, alone: str, beside_tools: str
+) -> None:
+    provider = OpenAI(model, base_url=base_url, api_key=KEY, price=Price.free())
+    assert provider.output_by(PET, has_tools=False) == alone
+    assert provider.output_by(PET, has_tools=True) == beside_tools
+
+
+def test_a_server_that_is_not_known_takes_a_schema_when_its_profile_says_so() -> None:
+    vllm = OpenAI(
+        "qwen",
+        base_url="http://gpu7:8000/v1",
+        profile=Profile(output_schema="without_tools"),
+        price=Price.free(),
+    )
+    assert vllm.output_by(PET, has_tools=False) == LlamaCPP().output_by(PET, has_tools=False) == "schema"
+    assert vllm.output_by(PET, has_tools=True) == LlamaCPP().output_by(PET, has_tools=True) == "tool"
+    own = Profile(output_schema="never")
+    assert LlamaCPP(profile=own).output_by(PET, has_tools=False) == "tool"
+
+
+def test_a_fine_tuned_model_is_told_limits_in_words() -> None:
+    tuned = profile_for("https://api.openai.com/v1", "ft:gpt-4.1:acme")
+    body = wire(Message.user("a"), output_schema=PET, profile=tuned)
+    legs = body["response_format"]["json_schema"]["schema"]["properties"]["legs"]
+    assert legs == {"type": "integer", "description": "minimum: 0"}

@@ -20,6 +20,7 @@ from palaver.providers import (
     Message,
     Opaque,
     OpenAI,
+    OutputSchema,
     Price,
     Profile,
     Provider,
@@ -53,6 +54,23 @@ RESULTS = (
 )
 CALL_ALONE = Message.assistant(ToolUse(id="t3", name="look"))
 
+OUTPUT = OutputSchema(
+    name="Pet",
+    json_schema={
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1},
+            "legs": {"type": "integer", "minimum": 0, "default": 4},
+            "mother": {"anyOf": [{"$ref": "#/$defs/Mother"}, {"type": "null"}], "default": None},
+        },
+        "required": ["name"],
+        "$defs": {"Mother": {"type": "object", "properties": {"name": {"type": "string"}}}},
+    },
+)
+LOOSE_OUTPUT = OutputSchema(
+    json_schema={"type": "object", "additionalProperties": {"type": "integer"}, "description": "Counts"}
+)
+
 CONVERSATIONS = {
     "one text": Request(messages=(Message.user("hello"),)),
     "images": Request(messages=(Message.user("what is this?", PNG, PNG),), max_tokens=9),
@@ -64,6 +82,9 @@ CONVERSATIONS = {
     "calls and a word": Request(
         messages=(Message.user("a"), CALLS, Message.user("go on", *RESULTS, PNG)), tools=TOOLS
     ),
+    "output": Request(messages=(Message.user("a"),), output_schema=OUTPUT),
+    "loose output": Request(messages=(Message.user("a"),), system="s", output_schema=LOOSE_OUTPUT),
+    "output and tools": Request(messages=(Message.user("a"),), tools=TOOLS, output_schema=OUTPUT),
     "call alone": Request(
         messages=(Message.user("a"), CALL_ALONE, Message.user(ToolResult(tool_use_id="t3"))), tools=TOOLS
     ),
@@ -169,6 +190,8 @@ WRONG_FOR_ANTHROPIC = [
     lambda body: body.update(tool_choice={"type": "required"}),
     lambda body: body["system"][0].update(cache_control={"type": "for ever"}),
     lambda body: body.update(max_completion_tokens=5),
+    lambda body: body.update(output_config={"format": {"type": "json_schema"}}),
+    lambda body: body.update(response_format={"type": "text"}),
 ]
 WRONG_FOR_OPENAI = [
     lambda body: body.pop("messages"),
@@ -180,6 +203,10 @@ WRONG_FOR_OPENAI = [
     lambda body: body.update(tool_choice="any"),
     lambda body: body["tools"][0].pop("function"),
     lambda body: body.update(max_output_tokens=5),
+    lambda body: body.update(response_format={"type": "json_schema", "json_schema": {"schema": {}}}),
+    lambda body: body.update(
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "strict": "yes"}}
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Optional, Protocol, Union, cast, get_args, get_origin
 
@@ -204,12 +204,12 @@ def schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
 def why_no_schema(error: Exception) -> str:
     """Why a type has no JSON schema, without pydantic's advice to those who write models."""
     reason = error.message if isinstance(error, PydanticUserError) else str(error)
-    return reason.partition(". ")[0].partition("\n")[0]
+    return reason.partition(". ")[0].partition("\n")[0].rstrip(".")
 
 
-def problems_in(error: ValidationError, names: Iterable[str] = ()) -> str:
-    """What is wrong with a value, for the model that made it. `names` are the properties it may have."""
-    return "; ".join(_first_of(_problems(error, names)))
+def problems_in(error: ValidationError) -> str:
+    """What is wrong with a value, in words for the model that made it."""
+    return "; ".join(_first_of(_problems(error)))
 
 
 def _plain_json(tool_name: str, schema: object) -> dict[str, Any]:
@@ -244,16 +244,16 @@ def _without_titles(schema: Any, *, names: bool = False) -> Any:
     }
 
 
-def _problems(error: ValidationError, names: Iterable[str]) -> list[str]:
+def _problems(error: ValidationError, names: Collection[str] = ()) -> list[str]:
     return [_problem(detail, names) for detail in error.errors(include_url=False)]
 
 
-def _problem(detail: Mapping[str, Any], names: Iterable[str]) -> str:
+def _problem(detail: Mapping[str, Any], names: Collection[str]) -> str:
     place = _place(detail["loc"])
     match detail["type"]:
         case "missing":
             return f"{place}: {detail['msg']}"
-        case "extra_forbidden" if len(detail["loc"]) == 1:
+        case "extra_forbidden" if len(detail["loc"]) == 1 and names:
             return f"{place}: no such parameter; there are {list(names)}"
         case "extra_forbidden":
             return f"{place}: not allowed here"
