@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from palaver.actors.budget import Budget
 from palaver.actors.errors import BudgetExceeded
 from palaver.actors.ledger import CumulativeUsage
+from palaver.providers.errors import ConfigurationError
 
 
 def used(dollars: str = "0", responses: int = 0, seconds: float = 0, unpriced: int = 0) -> CumulativeUsage:
@@ -93,3 +95,51 @@ def test_a_budget_on_top_counts_from_what_was_used() -> None:
         max_dollars=Decimal(6), max_responses=7, max_wall_time=timedelta(seconds=8)
     )
     assert Budget().on_top_of(used("5", 5, 5)) == Budget()
+
+
+def test_what_is_left_is_each_limit_less_what_was_used_and_never_below_zero() -> None:
+    budget = Budget(max_dollars=Decimal(1), max_responses=2, max_wall_time=timedelta(seconds=3))
+    assert budget.left(used("0.3", 1, 1)) == Budget(
+        max_dollars=Decimal("0.7"), max_responses=1, max_wall_time=2
+    )
+    assert budget.left(used("5", 5, 5)) == Budget(max_dollars=0, max_responses=0, max_wall_time=0)
+    assert Budget().left(used("5", 5, 5)) == Budget()
+
+
+def test_an_unknown_cost_leaves_nothing_of_a_dollar_limit_alone() -> None:
+    left = Budget(max_dollars=1, max_responses=2).left(used("0.1", 1, unpriced=1))
+    assert left == Budget(max_dollars=0, max_responses=1)
+    assert Budget().left(used(unpriced=1)) == Budget()
+
+
+def test_a_share_is_that_part_of_each_limit_and_no_limit_stays_no_limit() -> None:
+    budget = Budget(max_dollars=Decimal("0.3"), max_responses=7, max_wall_time=timedelta(seconds=10))
+    assert budget.share(0.1) == Budget(max_dollars=Decimal("0.03"), max_responses=1, max_wall_time=1)
+    assert budget.share(Decimal("0.5")).max_responses == 3
+    assert budget.share(1) == budget
+    assert Budget().share(0.5) == Budget()
+
+
+def test_shares_that_sum_up_to_one_are_never_more_than_the_whole() -> None:
+    whole = Budget(max_dollars=Decimal("3.000000000000000000000000003"), max_wall_time=0.000001)
+    half = whole.share(0.5)
+    assert half.max_dollars is not None
+    assert Fraction(3) <= 2 * Fraction(half.max_dollars) <= Fraction("3.000000000000000000000000003")
+    assert half.max_wall_time == timedelta(0)
+
+
+def test_a_share_of_any_responses_is_at_least_one_and_of_none_is_none() -> None:
+    assert Budget(max_responses=1).share(0.01) == Budget(max_responses=1)
+    assert Budget(max_responses=0).share(1) == Budget(max_responses=0)
+
+
+@pytest.mark.parametrize("part", [0, -0.5, 1.01, float("nan"), float("inf")])
+def test_a_share_that_is_no_part_is_refused_with_what_it_may_be(part: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"budget_share is .*above 0 and at most 1"):
+        Budget(max_dollars=1).share(part)
+
+
+def test_the_tightest_budget_has_the_lowest_of_each_limit() -> None:
+    budgets = [Budget(max_dollars=2, max_responses=3), Budget(max_dollars=1), Budget(max_wall_time=5)]
+    assert Budget.tightest(budgets) == Budget(max_dollars=1, max_responses=3, max_wall_time=5)
+    assert Budget.tightest([]) == Budget()
