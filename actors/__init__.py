@@ -8,6 +8,7 @@ from palaver.actors.errors import (
     ConvoCancelled,
     ConvoClosed,
     NothingToSend,
+    TooManySubConvos,
     UnknownToolCall,
 )
 from palaver.actors.kin import Branch, State
@@ -36,6 +37,7 @@ __all__ = [
     "State",
     "StoppedCall",
     "StoppedConvo",
+    "TooManySubConvos",
     "UnknownToolCall",
     "reply",
 ]

@@ -19,7 +19,14 @@ from typing import Any, TypeVar, overload
 
 from palaver.actors.budget import Budget
 from palaver.actors.endings import to_the_end
-from palaver.actors.errors import BudgetExceeded, ConvoBusy, ConvoCancelled, ConvoClosed, UnknownToolCall
+from palaver.actors.errors import (
+    BudgetExceeded,
+    ConvoBusy,
+    ConvoCancelled,
+    ConvoClosed,
+    TooManySubConvos,
+    UnknownToolCall,
+)
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch, Child, Parent, State
 from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged
@@ -326,7 +333,8 @@ class Conversation:
     async def cancel_tool_use(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one running tool call; its result is an error with the cause.
 
-        Returns when nothing of the call is left on any node. Raises UnknownToolCall, which names those
+        Returns when nothing of the call is left on any node, and the sub-conversations that were started
+        within it are closed. Raises UnknownToolCall, which names those
         that are running.
         """
         return await self.tool_calls.stop(tool_use_id, cause)
@@ -362,6 +370,24 @@ class Conversation:
         """This conversation's own budget, when it is used up; ancestors are not asked."""
         breaches = self.budget.breaches(self._own_usage())
         return BudgetExceeded(self.id, breaches) if breaches else None
+
+    async def budget_left(self) -> Budget:
+        """What is left of this conversation's limits and of all above it, the tightest of each."""
+        own = self.own_budget_left()
+        return own if self._parent is None else Budget.tightest((own, await self._parent.budget_left()))
+
+    def own_budget_left(self) -> Budget:
+        """What is left of this conversation's own limits."""
+        return self.budget.left(self._own_usage())
+
+    async def budget_share(self, part: float) -> Budget:
+        """That part (above 0, at most 1) of what is left to this conversation, for a sub-conversation.
+
+        Raises BudgetExceeded when nothing is left, ConfigurationError for a part that is none.
+        """
+        if over := await self.over_budget():
+            raise over
+        return (await self.budget_left()).share(part)
 
     def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
@@ -410,6 +436,19 @@ class Conversation:
             raise ConvoCancelled(self.id, self._cause)
         if within_call is not None and within_call not in self.tool_calls.running:
             raise UnknownToolCall(self.id, within_call, "running", list(self.tool_calls.running))
+
+    def refuse_too_many(self, asked: int, at_most: int, within_call: str | None) -> None:
+        """Raise TooManySubConvos when with `asked` more there would be more than `at_most` open ones.
+
+        With `within_call` those count that running calls of the same tool have started, else all.
+        """
+        started = set(self._children)
+        if within_call is not None:
+            tools = self.tool_calls.running
+            calls = [id for id, name in tools.items() if name == tools[within_call]]
+            started &= {child_id for id in calls for child_id in self._children_of.get(id, ())}
+        if len(started) + asked > at_most:
+            raise TooManySubConvos(self.id, asked, len(started), at_most)
 
     async def _end_children_of(self, tool_use_id: str) -> None:
         """Close what a tool call has started, now that it has ended."""

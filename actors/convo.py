@@ -64,13 +64,19 @@ AnyTool: TypeAlias = Tool[..., Any] | PackedTool
 class SubConvoOptions(TypedDict, total=False):
     """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's.
 
+    A str in `tools` is the name of one of the calling conversation's own tools. `budget_share` (above 0, at
+    most 1) is instead of `budget`: that part of what is left, when the sub-conversation is started, of the
+    calling conversation's limits and of all above it, the tightest of each. What has no limit there has
+    none here, and `Budget.share` says how it is rounded.
+
     A sub-conversation with `within_call`, the id of a tool call under way, is closed when that call ends,
     however it ends: for tools that start sub-conversations.
     """
 
     system_prompt: str
-    tools: Sequence[AnyTool]
+    tools: Sequence[AnyTool | str]
     budget: Budget | None
+    budget_share: float | None
     tool_use_only: bool
     max_tokens: int | None
     label: str
@@ -184,6 +190,11 @@ class ConvoActor:
         return self._core.depth
 
     @_remotely
+    async def tool_names(self) -> tuple[str, ...]:
+        """The names of the conversation's tools."""
+        return tuple(each.name for each in self._core.toolset.specs)
+
+    @_remotely
     async def messages(self) -> tuple[Message, ...]:
         """All messages that were sent and answered, oldest first."""
         return self._core.transcript.messages
@@ -241,7 +252,8 @@ class ConvoActor:
     async def cancel_tool_use(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one running tool call; its result is an error with the cause.
 
-        Returns when nothing of the call is left on any node. Raises UnknownToolCall, which names those
+        Returns when nothing of the call is left on any node, and the sub-conversations that were started
+        within it are closed. Raises UnknownToolCall, which names those
         that are running.
         """
         return await self._core.cancel_tool_use(tool_use_id, cause)
@@ -304,37 +316,81 @@ class ConvoActor:
         It has this one's provider, prompt caching, listener, workspace and tool limits; no messages, tools
         or budget but the ones given here. What it spends counts here too, and this one's budget holds for
         it. It ends with `close`, with this conversation, or when its last handle is dropped. Raises
-        ConvoClosed, ConvoCancelled, ConfigurationError, UnknownToolCall.
+        ConvoClosed, ConvoCancelled, ConfigurationError, UnknownToolCall, and BudgetExceeded when a share is
+        asked for of a budget that is used up.
         """
-        return self._start_child(options, ())
+        return (await self._start_children([options]))[0]
+
+    @_remotely
+    async def sub_convos(
+        self, options: Sequence[SubConvoOptions], *, at_most: int | None = None
+    ) -> list[ConvoHandle]:
+        """Start several sub-conversations, or none. See `sub_convo`.
+
+        Raises TooManySubConvos when more than `at_most` would be open then: of all that are, or if these
+        are started within a tool call, of those that running calls of the same tool have started.
+        """
+        return await self._start_children(options, at_most=at_most)
 
     @_remotely
     async def sub_convo_with_history(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
-        return self._start_child(options, self._core.transcript.messages)
+        return (await self._start_children([options], self._core.transcript.messages))[0]
 
-    def _start_child(self, options: SubConvoOptions, messages: Sequence[Message]) -> ConvoHandle:
-        unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
-        if unknown:
-            raise ConfigurationError(
-                f"a sub-conversation has no option {', '.join(unknown)}; there are: "
-                f"{', '.join(SubConvoOptions.__annotations__)}"
-            )
+    async def _start_children(
+        self,
+        options_of_each: Sequence[SubConvoOptions],
+        messages: Sequence[Message] = (),
+        at_most: int | None = None,
+    ) -> list[ConvoHandle]:
+        prepared = [await self._prepared(options) for options in options_of_each]
+        # Nothing is awaited from here on: all are started or none, and nobody else's in between.
+        for within_call in dict.fromkeys(each.get("within_call") for each in options_of_each):
+            self._core.refuse_if_ending(within_call)
+            if at_most is not None:
+                self._core.refuse_too_many(len(options_of_each), at_most, within_call)
+        return [
+            self._start_child(options, settings, tools, messages)
+            for options, (settings, tools) in zip(options_of_each, prepared, strict=True)
+        ]
+
+    async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[PackedTool]]:
+        """What a sub-conversation is started with. Everything that can be refused is refused here."""
+        _check_options(options)
+        share = options.get("budget_share")
+        given = options.get("budget") or Budget()
         settings = Settings(
             system_prompt=options.get("system_prompt", ""),
-            budget=options.get("budget") or Budget(),
+            budget=given if share is None else await self._core.budget_share(share),
             prompt_caching=self._core.settings.prompt_caching,
             tool_use_only=options.get("tool_use_only", False),
             max_tokens=options.get("max_tokens"),
             label=options.get("label", ""),
             tool_limits=self._core.settings.tool_limits,
         )
-        within_call = options.get("within_call")
-        self._core.refuse_if_ending(within_call)
+        tools = [self._own_tool(each) if isinstance(each, str) else each for each in options.get("tools", ())]
+        return settings, _packed(tools, settings, self._workspace)
+
+    def _own_tool(self, name: str) -> AnyTool:
+        """The tool of this conversation that is passed on by its name."""
+        own = self._toolset.tools
+        if name not in own:
+            raise ConfigurationError(
+                f"conversation {self._core.id} has no tool {name!r} to pass on; available: {sorted(own)}"
+            )
+        return own[name]
+
+    def _start_child(
+        self,
+        options: SubConvoOptions,
+        settings: Settings,
+        tools: Sequence[PackedTool],
+        messages: Sequence[Message],
+    ) -> ConvoHandle:
         child_id = new_convo_id()
         handle = _start(
             self._core.provider,
-            options.get("tools", ()),
+            tools,
             settings,
             self._core.listener,
             options.get("actor_options") or {},
@@ -344,7 +400,7 @@ class ConvoActor:
             workspace=self._workspace,
         )
         child = _Remote(child_id, handle, settings.label)
-        self._core.adopt(child_id, child, within_call)
+        self._core.adopt(child_id, child, options.get("within_call"))
         weakening = asyncio.create_task(child.weaken())
         self._weakening.add(weakening)
         weakening.add_done_callback(self._weakening.discard)
@@ -366,6 +422,11 @@ class ConvoActor:
     async def over_own_budget(self) -> BudgetExceeded | None:
         """This conversation's own budget, when it is used up; ancestors are not asked."""
         return self._core.over_own_budget()
+
+    @_remotely
+    async def own_budget_left(self) -> Budget:
+        """What is left of this conversation's own limits; ancestors are not asked."""
+        return self._core.own_budget_left()
 
     @_remotely
     async def tool_uses_here(self) -> Mapping[str, int]:
@@ -405,6 +466,9 @@ class _Remote:
 
     async def over_own_budget(self) -> BudgetExceeded | None:
         return await self._ask(self._handle.over_own_budget.remote())
+
+    async def own_budget_left(self) -> Budget:
+        return await self._ask(self._handle.own_budget_left.remote())
 
     async def tool_uses_here(self) -> Mapping[str, int]:
         return await self._ask(self._handle.tool_uses_here.remote())
@@ -453,6 +517,11 @@ class _Ancestors:
         over = await asyncio.gather(*(each.over_own_budget() for each in self._nearest_first))
         return next((each for each in over if each is not None), None)
 
+    async def budget_left(self) -> Budget:
+        return Budget.tightest(
+            await asyncio.gather(*(each.own_budget_left() for each in self._nearest_first))
+        )
+
     async def tree_tool_uses(self) -> Mapping[str, int]:
         return await self._nearest_first[-1].tool_uses_here()
 
@@ -467,7 +536,7 @@ _actor_class = cast("Any", ray).remote(
 
 def _start(
     provider: Provider,
-    tools: Iterable[AnyTool],
+    tools: Sequence[PackedTool],
     settings: Settings,
     listener: Listener | None,
     ray_options: Mapping[str, Any],
@@ -475,12 +544,15 @@ def _start(
     workspace: Workspace | None,
     **place: Any,
 ) -> ConvoHandle:
-    """Start the actor. Everything that can be refused is refused here, before there is a process."""
-    if not isinstance(cast("object", provider), Provider):
-        raise ConfigurationError(
-            f"provider is a {type(provider).__name__}; pass one of palaver.providers, such as "
-            "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
-        )
+    """Start the actor."""
+    actor_class = _actor_class.options(**ray_options) if ray_options else _actor_class
+    return cast(
+        "ConvoHandle", actor_class.remote(provider, tools, settings, listener, workspace=workspace, **place)
+    )
+
+
+def _packed(tools: Iterable[AnyTool], settings: Settings, workspace: Workspace | None) -> list[PackedTool]:
+    """The tools as they travel. What is wrong with them is refused here, before there is a process."""
     packed = [pack(each) for each in _checked(tools)]
     check_names(packed)
     settings.check_tools(bool(packed))
@@ -489,10 +561,21 @@ def _start(
         raise ConfigurationError(
             f"tools {homeless} work in a workspace, and the conversation has none; pass workspace=a folder"
         )
-    actor_class = _actor_class.options(**ray_options) if ray_options else _actor_class
-    return cast(
-        "ConvoHandle", actor_class.remote(provider, packed, settings, listener, workspace=workspace, **place)
-    )
+    return packed
+
+
+def _check_options(options: SubConvoOptions) -> None:
+    unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"a sub-conversation has no option {', '.join(unknown)}; there are: "
+            f"{', '.join(SubConvoOptions.__annotations__)}"
+        )
+    if options.get("budget") is not None and options.get("budget_share") is not None:
+        raise ConfigurationError(
+            "a sub-conversation got both budget and budget_share; pass its limits, or its part of what is "
+            "left, not both"
+        )
 
 
 def _workspace(given: str | os.PathLike[str] | Workspace | None) -> Workspace | None:
@@ -555,8 +638,14 @@ class ConvoClass:
             tool_limits=tool_limits or ToolLimits(),
             label=label,
         )
+        if not isinstance(cast("object", provider), Provider):
+            raise ConfigurationError(
+                f"provider is a {type(provider).__name__}; pass one of palaver.providers, such as "
+                "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
+            )
         place = _workspace(workspace)
-        return _start(provider, tools, settings, listener, self._ray_options, workspace=place)
+        packed = _packed(tools, settings, place)
+        return _start(provider, packed, settings, listener, self._ray_options, workspace=place)
 
 
 Convo = ConvoClass()

@@ -6,6 +6,7 @@
       ConvoClosed         the conversation is closed, or its process is gone
       ConvoBusy           another call of this conversation has not returned yet
       UnknownToolCall     no tool call with that id is running, or open
+      TooManySubConvos    more sub-conversations at once than the caller allows
       NothingToSend       a message without content
 
 Layer: actors, core; no Ray.
@@ -107,6 +108,24 @@ class UnknownToolCall(PalaverError):
         return (
             f"conversation {self.convo_id} has no {self.state} tool call {self.tool_use_id!r}; "
             f"{self.state}: {list(self.known)}"
+        )
+
+
+class TooManySubConvos(PalaverError):
+    """`asked` sub-conversations more of `convo_id` would be more than `at_most`; `running` are there."""
+
+    def __init__(self, convo_id: str, asked: int, running: int, at_most: int) -> None:
+        super().__init__(convo_id, asked, running, at_most)
+        self.convo_id = convo_id
+        self.asked = asked
+        self.running = running
+        self.at_most = at_most
+
+    def __str__(self) -> str:
+        return (
+            f"{self.asked} sub-conversations were asked for; at most {self.at_most} of conversation "
+            f"{self.convo_id} may run at once, and {self.running} do. Ask for fewer, or wait until some "
+            "have ended."
         )
 
 

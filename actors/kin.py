@@ -70,6 +70,10 @@ class Parent(Protocol):
         """The budget that the parent, or an ancestor of it, has used up; None while there is none."""
         ...
 
+    async def budget_left(self) -> Budget:
+        """What is left to the parent of its own limits and of all above it, the tightest of each."""
+        ...
+
     async def tree_tool_uses(self) -> Mapping[str, int]:
         """Calls by tool name over the whole tree."""
         ...

@@ -21,6 +21,7 @@ from palaver.actors.errors import (
     ConvoCancelled,
     ConvoClosed,
     NothingToSend,
+    TooManySubConvos,
     UnknownToolCall,
 )
 from palaver.actors.kin import State
@@ -470,6 +471,26 @@ async def test_a_childs_budget_does_not_stop_its_parent() -> None:
     await root.send_user_text_message("x")
 
 
+async def test_what_is_left_is_the_tightest_of_each_limit_from_here_to_the_root() -> None:
+    provider = Scripted(lambda _: "ok", cost_usd=1)
+    root = convo(provider=provider, budget=Budget(max_dollars=5, max_responses=100))
+    child = root.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_responses=7)))
+    grandchild = child.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_dollars=50)))
+    await root.send_user_text_message("x")
+    await child.send_user_text_message("y")
+    assert await grandchild.budget_left() == Budget(max_dollars=3, max_responses=6)
+    assert await grandchild.budget_share(0.5) == Budget(max_dollars=Decimal("1.5"), max_responses=3)
+    assert grandchild.own_budget_left() == Budget(max_dollars=50)
+
+
+async def test_of_a_budget_that_is_used_up_there_is_no_share() -> None:
+    root = convo("ok", budget=Budget(max_responses=1))
+    child = root.sub_conversation(InlineToolset(()))
+    await root.send_user_text_message("x")
+    with pytest.raises(BudgetExceeded, match=root.id):
+        await child.budget_share(0.5)
+
+
 async def test_wall_time_counts_on_the_given_clock() -> None:
     clock = Clock()
     c = convo("never", monotonic=clock, budget=Budget(max_wall_time=timedelta(seconds=10)))
@@ -809,6 +830,26 @@ async def test_the_tree_shows_who_does_what_and_keeps_a_line_for_those_that_ende
     await running
 
 
+async def test_more_children_at_once_than_allowed_are_refused_by_tool_or_altogether() -> None:
+    root = convo(tools=[hang, after])
+    calls = [call("1", "hang"), call("2", "hang"), call("3", "after", turns=10**9, text="x")]
+    running = asyncio.create_task(root.tool_result_contents(Response(message=Message.assistant(*calls))))
+    await _until(lambda: len(root.tool_calls.running) == 3)
+    children = [Conversation(root.provider, InlineToolset(()), parent=root) for _ in range(3)]
+    for child, within_call in zip(children, ("1", "3", None), strict=True):
+        root.adopt(child.id, child, within_call)
+    root.refuse_too_many(2, 3, within_call="2")
+    with pytest.raises(TooManySubConvos, match=r"3 sub-conversations were asked for; at most 3 .* and 1 do"):
+        root.refuse_too_many(3, 3, within_call="2")
+    with pytest.raises(TooManySubConvos, match=r"at most 3 .* and 3 do"):
+        root.refuse_too_many(1, 3, within_call=None)
+    await children[0].close()
+    root.refuse_too_many(3, 3, within_call="2")
+    await root.cancel("enough")
+    with pytest.raises(ConvoCancelled):
+        await running
+
+
 async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
     class Gone:
         label = "gone"
@@ -842,6 +883,7 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
         ConvoClosed("abc-defg"),
         ConvoBusy("abc-defg", "a run"),
         UnknownToolCall("abc-defg", "x", "running", ["y"]),
+        TooManySubConvos("abc-defg", 3, 2, 4),
         NothingToSend("abc-defg"),
     ],
     ids=lambda each: type(each).__name__,

@@ -26,6 +26,7 @@ from palaver.actors import (
     ConvoInfo,
     NoopListener,
     State,
+    TooManySubConvos,
 )
 from palaver.providers.errors import ConfigurationError, Overloaded
 from palaver.providers.messages import Message, ToolUse
@@ -335,6 +336,37 @@ async def test_a_sub_conversation_that_cannot_work_is_refused_too() -> None:
         await root.sub_convo.remote(tools=[pid, pid])
     with pytest.raises(ConfigurationError, match="has no option toolz; there are: system_prompt, tools"):
         await root.sub_convo.remote(toolz=[pid])  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ConfigurationError, match="got both budget and budget_share"):
+        await root.sub_convo.remote(budget=Budget(), budget_share=0.5)
+    with pytest.raises(ConfigurationError, match="budget_share is 2; use a part of what is left"):
+        await root.sub_convo.remote(budget_share=2)
+    await root.close.remote()
+
+
+async def test_a_sub_conversation_gets_tools_of_its_parent_by_their_names() -> None:
+    root = Convo.remote(Scripted([]), tools=[pid, huge, who_calls])
+    child = await root.sub_convo.remote(tools=["who_calls", hang])
+    assert await root.tool_names.remote() == ("pid", "huge", "who_calls")
+    assert await child.tool_names.remote() == ("who_calls", "hang")
+    results = await child.tool_result_contents.remote(response(ToolUse(id="t1", name="who_calls")))
+    assert results[0].text == "who_calls t1 True"
+    with pytest.raises(
+        ConfigurationError, match=r"no tool 'pid' to pass on; available: \['hang', 'who_calls'\]"
+    ):
+        await child.sub_convo.remote(tools=["pid"])
+    await root.close.remote()
+
+
+async def test_several_sub_conversations_are_started_together_or_none_is() -> None:
+    root = Convo.remote(always("ok"))
+    children = await root.sub_convos.remote([{"label": "a"}, {"label": "b"}], at_most=2)
+    with pytest.raises(TooManySubConvos, match=r"1 sub-conversations were asked for; at most 2 .* and 2 do"):
+        await root.sub_convos.remote([{"label": "c"}], at_most=2)
+    with pytest.raises(ConfigurationError, match="no tool 'x'"):
+        await root.sub_convos.remote([{"label": "d"}, {"label": "e", "tools": ["x"]}])
+    assert [each.label for each in (await root.tree.remote()).children] == ["a", "b"]
+    await children[0].close.remote()
+    await root.sub_convos.remote([{"label": "f"}], at_most=2)
     await root.close.remote()
 
 
