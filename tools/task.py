@@ -413,6 +413,23 @@ def ask_guardian(ask: _Ask) -> Stopped:
     return asyncio.run(ask.here())
 
 
+async def reply(ref: Any, tool_name: str) -> Any:
+    """Await what a conversation answers to a tool: `await reply(info.convo.id.remote(), info.tool_name)`.
+
+    Raises what the conversation raised, as it raised it, and ToolCrashed when its process is gone.
+    """
+    try:
+        return await ref
+    except RayTaskError as error:
+        raise error.cause from None
+    except OutOfMemoryError as error:
+        text = "the conversation's process was killed because its node ran out of memory"
+        raise ToolCrashed(tool_name, text) from error
+    except RayError as error:
+        text = f"the conversation's process is gone ({type(error).__name__}): it was killed, or it crashed"
+        raise ToolCrashed(tool_name, text) from error
+
+
 def _edge(tool_name: str, error: RayError) -> ToolError:
     """Ray's exception as one of ours."""
     match error:
