@@ -58,6 +58,9 @@ EXPECTED = {
         r"---\n.*\neditor: 2 responses, \$0\n  writer: 1 responses, \$0\n", re.DOTALL
     ),
     "tools_that_delegate.py": re.compile(r"root calls survey.*Cairo has a river.*'responses': 5", re.DOTALL),
+    "fix_a_test.py": re.compile(
+        r"before: the tests fail.*'responses': 5.*'bash': 2.*\n\+ .*max\(.*after: the tests pass", re.DOTALL
+    ),
     "swarm_over_files.py": re.compile(r"(.+\.txt: .+\n){4}.*'responses': 4"),
 }
 
