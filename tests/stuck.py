@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from conftest import is_alive
 
 from palaver.tools import ToolCallInfo, tool
+from palaver.tools.delegate import DelegatedTask, delegate
 
 FOREVER_S = 120
 
@@ -122,15 +124,12 @@ def leaves_a_daemon(notes: str) -> str:
 
 
 @tool(resources=ELSEWHERE)
-async def delegates(notes: str, info: ToolCallInfo) -> str:
-    """Have a sub-conversation do the same, until three deep; the last one waits for a subprocess."""
+async def delegates(notes: str, info: ToolCallInfo) -> object:
+    """Delegate the same, until three deep; the last delegate waits for a subprocess."""
     note(notes, "worker", os.getpid())
-    depth = await info.convo.depth.remote()
-    child = await info.convo.sub_convo.remote(
-        tools=[delegates, waits_for_subprocess], label=f"below {depth}", within_call=info.tool_use_id
-    )
-    result = await child.run.remote(f"{'delegates' if depth < 2 else 'waits_for_subprocess'} {notes}")
-    return result.text
+    below = "delegates" if await info.convo.depth.remote() < 2 else waits_for_subprocess.name
+    task = DelegatedTask(task=f"{below} {notes}", label=below)
+    return await cast("Any", delegate.function)(tasks=[task], info=info)
 
 
 STUCK = [

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import eventually, is_alive
-from stuck import STUCK, left_of, note, noted
+from stuck import STUCK, left_of, note, noted, waits_for_subprocess
 
 from palaver.actors import CancelReport, Convo, ConvoCancelled, ConvoClosed, ConvoHandle, reply
 from palaver.actors.cluster import Cluster
@@ -57,7 +57,9 @@ def quick(number: int) -> int:
 
 
 def convo_with(*tools: Tool[..., Any], **options: Any) -> ConvoHandle:
-    return Convo.remote(Doing(), tools=tools, **options)
+    """A conversation with these tools, and what a delegate's delegates need."""
+    needed = [waits_for_subprocess] if "delegates" in {each.name for each in tools} else []
+    return Convo.remote(Doing(), tools=[*tools, *needed], **options)
 
 
 async def at_work(notes: Path, name: str) -> None:
