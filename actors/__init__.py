@@ -1,8 +1,10 @@
 """Conversations as Ray actors, and what lives around them."""
 
+from palaver.actors.approvals import ApprovalRequest, Approved, Decision, Denied
 from palaver.actors.budget import Budget
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.errors import (
+    AmbiguousToolCall,
     BudgetExceeded,
     ConvoBusy,
     ConvoCancelled,
@@ -19,6 +21,9 @@ from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult
 
 __all__ = [
+    "AmbiguousToolCall",
+    "ApprovalRequest",
+    "Approved",
     "Branch",
     "Budget",
     "BudgetExceeded",
@@ -30,6 +35,8 @@ __all__ = [
     "ConvoHandle",
     "ConvoInfo",
     "CumulativeUsage",
+    "Decision",
+    "Denied",
     "Listener",
     "NoopListener",
     "NothingToSend",

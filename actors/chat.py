@@ -18,6 +18,7 @@ from typing import TypeVar
 from rich.text import Text
 
 from palaver.actors.amounts import summary
+from palaver.actors.attendant import Attendant
 from palaver.actors.errors import BudgetExceeded, ConvoCancelled, ConvoClosed
 from palaver.actors.interrupts import Interrupted
 from palaver.actors.replies import reply
@@ -42,8 +43,8 @@ _BRIEF_CHARACTERS = 200
 _USAGE_WITHIN_S = 5.0
 
 
-def chat(session: Session) -> int:
-    """Talk until the person has enough.
+def chat(session: Session, *, yes: bool = False) -> int:
+    """Talk until the person has enough. `yes` approves every tool call that needs it.
 
     The exit code: 0, 1 when the conversation was lost, 128 + signal when that ended it.
     """
@@ -70,7 +71,7 @@ def chat(session: Session) -> int:
                 case command if command.startswith("/"):
                     screen.note(f"there is no command {command.split()[0]!r}\n{HELP}")
                 case _:
-                    session.run(_Answer(session).to(line))
+                    session.run(_Answer(session, yes=yes).to(line))
     except ConvoClosed as error:
         screen.note(f"palaver: error: {error}")
         code = 1
@@ -111,17 +112,19 @@ async def _bounded(work: Awaitable[T]) -> T:
 class _Answer:
     """One answer of the model, with all the tool calls on its way."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, yes: bool) -> None:
         self._root = session.root
         self._screen = session.screen
         self._interrupts = session.interrupts
+        self._attendant = Attendant(session.root, session.screen, yes=yes)
         self._cancelling: asyncio.Task[None] | None = None
 
     async def to(self, text: str) -> None:
         """Send a text and show what comes, until the model ends its turn. Raises ConvoClosed."""
         with self._interrupts.told(self._cancel):
             try:
-                await self._turns(Message.user(text))
+                async with self._attendant:
+                    await self._turns(Message.user(text))
             except ConvoCancelled:
                 self._screen.note("(cancelled)")
             except BudgetExceeded as error:
@@ -167,6 +170,7 @@ class _Answer:
 
     def _cancel(self) -> None:
         if self._cancelling is None:
+            self._attendant.stop()
             self._cancelling = asyncio.create_task(self._cancel_answer())
 
     async def _cancel_answer(self) -> None:

@@ -50,6 +50,7 @@ Tools = Annotated[
     list[str] | None,
     typer.Option(help="A Tool, or a list of them. May be repeated.", metavar="MODULE:NAME"),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="Approve every tool call that needs approval, unseen.")]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -123,6 +124,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     base_url: BaseUrl = None,
     system: System = "",
     tools: Tools = None,
+    yes: Yes = False,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -165,7 +167,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         from palaver.actors.session import session
 
         with session(setup, Screen(), interrupts, label="" if over is None else "all") as started:
-            return run(started, prompt, items if over else None, concurrency=concurrency, out=lines)
+            return run(started, prompt, items if over else None, concurrency=concurrency, out=lines, yes=yes)
 
 
 @app.command("chat")
@@ -175,6 +177,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     base_url: BaseUrl = None,
     system: System = "",
     tools: Tools = None,
+    yes: Yes = False,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -198,7 +201,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         from palaver.actors.session import session
 
         with session(setup, Screen(), interrupts, label="chat") as started:
-            return chat(started)
+            return chat(started, yes=yes)
 
 
 @app.command("models")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 
+from palaver.actors.approvals import Approvals, Desk
 from palaver.actors.budget import Budget
 from palaver.actors.endings import to_the_end
 from palaver.actors.errors import (
@@ -56,7 +57,8 @@ CHILD_ANSWERS_WITHIN_S = 2.0
 
 
 class Conversation:
-    """One conversation with a model. Its methods are those of `palaver.actors.Convo`."""
+    """One conversation with a model. Its methods are those of `palaver.actors.Convo`; what approves or
+    denies tool calls is in `approvals`."""
 
     def __init__(
         self,
@@ -86,8 +88,20 @@ class Conversation:
         self.budget = settings.budget
         self._parent = parent
         self._told = GuardedListener(self.listener, self.info)
+        self.approvals = Approvals(
+            self.id,
+            settings.label,
+            parent.lineage if parent is not None else (),
+            parent.desk if parent is not None else None,
+        )
         self.tool_calls = ToolCalls(
-            self.id, toolset, self.transcript, self._told, self.record, self._end_children_of
+            self.id,
+            toolset,
+            self.transcript,
+            self._told,
+            self.approvals,
+            self.record,
+            self._end_children_of,
         )
         self._monotonic = monotonic
         self._started_at = datetime.now(UTC)
@@ -113,6 +127,16 @@ class Conversation:
     def depth(self) -> int:
         """How many conversations are above this one; 0 for a root."""
         return self.info.depth
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The ids of the conversations from the root down to this one."""
+        return self.approvals.lineage
+
+    @property
+    def desk(self) -> Desk:
+        """The root's desk, where tool calls of the whole tree wait for approval."""
+        return self.approvals.desk
 
     # Sending
 
@@ -494,11 +518,13 @@ class Conversation:
             usage=Ledger().usage(self._started_at, timedelta()),
             budget=Budget(),
         )
-        return seen.model_copy(update={"state": State.LOST, "running_tools": ()})
+        return seen.model_copy(update={"state": State.LOST, "running_tools": (), "waiting_tools": ()})
 
     def _self_branch(self) -> Branch:
         if self._closing is not None:
             state = State.CLOSED
+        elif self.approvals.asking:
+            state = State.WAITING
         elif self.tool_calls.running:
             state = State.RUNNING_TOOLS
         else:
@@ -513,6 +539,7 @@ class Conversation:
             usage=self._own_usage(),
             budget=self.budget,
             running_tools=tuple(self.tool_calls.running.values()),
+            waiting_tools=self.approvals.asking,
         )
 
     def kill(self) -> None:
@@ -613,6 +640,7 @@ class Conversation:
     async def _close(self) -> None:
         await self.cancel("the conversation was closed")
         await self._close_children(dict(self._children))
+        self.approvals.close()
         try:
             await self.toolset.aclose()
             if self._owns_provider:

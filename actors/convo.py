@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import (
     Any,
     Concatenate,
@@ -29,9 +30,11 @@ import ray
 import ray.actor
 from ray.exceptions import RayActorError
 
+from palaver.actors.approvals import ApprovalRequest, Approved, Denied
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
-from palaver.actors.errors import BudgetExceeded
+from palaver.actors.endings import to_the_end
+from palaver.actors.errors import BudgetExceeded, ConvoClosed
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage, Entry
@@ -57,6 +60,9 @@ _CALLS_AT_ONCE = 1_000_000
 
 _LINGER_S = 1.0
 """How long a closed conversation still answers, with ConvoClosed, before its process ends."""
+
+_WITHDRAWN_WITHIN_S = 2.0
+"""How long a cancel may wait for the root to take back a request for approval."""
 
 AnyTool: TypeAlias = Tool[..., Any] | PackedTool
 
@@ -155,7 +161,7 @@ class ConvoActor:
         self._workspace = workspace
         self._toolset = RayToolset(
             tools,
-            (*self._ancestors.root_first, id),
+            (*self._ancestors.lineage, id),
             self._handle,
             workspace=workspace,
             limits=settings.tool_limits,
@@ -257,6 +263,44 @@ class ConvoActor:
         that are running.
         """
         return await self._core.cancel_tool_use(tool_use_id, cause)
+
+    @_remotely
+    async def pending_approvals(self) -> tuple[ApprovalRequest, ...]:
+        """The tool calls, of this conversation and all below it, that wait for a yes; oldest first."""
+        return await self._core.approvals.pending()
+
+    @_remotely
+    async def until_approval_needed(
+        self, seen: Collection[str] = (), *, timeout_s: float | None = None
+    ) -> tuple[ApprovalRequest, ...]:
+        """Wait until tool calls, here or below, need a yes that the caller does not know of; those.
+
+        `seen` are the ids of the requests it knows, so that none is missed between two calls. After
+        `timeout_s` seconds the answer is empty; None waits for ever. Raises ConvoClosed.
+        """
+        return await self._core.approvals.until_needed(seen, timeout_s=timeout_s)
+
+    @_remotely
+    async def approve(
+        self, tool_use_id: str, *, convo_id: str | None = None, input: Mapping[str, Any] | None = None
+    ) -> None:
+        """Let a tool call that waits for a yes run, here or below.
+
+        `input` (a JSON object) is what it runs with instead of the model's; it is checked against the
+        tool's schema as any, and the model reads in the result that it was edited. `convo_id` says whose
+        call it is, where several conversations have one of that id. Raises UnknownToolCall, which names
+        those that wait, AmbiguousToolCall, ConfigurationError for an input that is no JSON object.
+        """
+        await self._core.approvals.approve(tool_use_id, convo_id=convo_id, input=input)
+
+    @_remotely
+    async def deny(self, tool_use_id: str, reason: str, *, convo_id: str | None = None) -> None:
+        """Let a tool call that waits for a yes not run, here or below.
+
+        Its result, an error, tells the model so, with the reason, which may be empty. `convo_id` and errors
+        are as in `approve`.
+        """
+        await self._core.approvals.deny(tool_use_id, reason, convo_id=convo_id)
 
     @_remotely
     async def cancel(self, cause: str) -> CancelReport:
@@ -438,6 +482,36 @@ class ConvoActor:
         """A child has closed; `last` is how it stood."""
         await self._core.child_closed(last)
 
+    @_remotely
+    async def decision_on(self, request: ApprovalRequest, asker: ConvoHandle) -> Approved | Denied:
+        """Wait, at the root, for the decision on a call of `asker`. Withdrawn when that is gone."""
+        watch = asyncio.create_task(self._withdraw_when_settled(request.id, _Remote(request.convo_id, asker)))
+        try:
+            return await self._core.desk.decision_on(request)
+        finally:
+            watch.cancel()
+
+    async def _withdraw_when_settled(self, request_id: str, asker: _Remote) -> None:
+        # An actor whose caller is gone is not told of that; a caller is told when an actor is.
+        with suppress(ConvoClosed):
+            await asker.until_settled(request_id)
+        await self._core.desk.withdraw(request_id)
+
+    @_remotely
+    async def until_settled(self, request_id: str) -> None:
+        """Wait until a request for approval of this conversation's own has ended."""
+        await self._core.approvals.until_settled(request_id)
+
+    @_remotely
+    async def withdraw(self, request_id: str) -> None:
+        """Take back a request for approval that nobody waits for any more."""
+        await self._core.desk.withdraw(request_id)
+
+    @_remotely
+    async def decide(self, request_id: str, decision: Approved | Denied) -> bool:
+        """Answer a request for approval; False when it has its answer, or is no more."""
+        return await self._core.desk.decide(request_id, decision)
+
 
 ConvoHandle: TypeAlias = ConvoActor
 """What `Convo.remote` gives: a Ray actor handle whose methods are those of ConvoActor."""
@@ -476,6 +550,40 @@ class _Remote:
     async def child_closed(self, last: Branch) -> None:
         await self._ask(self._handle.child_closed.remote(last))
 
+    async def until_settled(self, request_id: str) -> None:
+        await self._ask(self._handle.until_settled.remote(request_id))
+
+    # A root as the desk of its tree
+
+    async def decision_on(self, request: ApprovalRequest) -> Approved | Denied:
+        asker = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
+        try:
+            return await self._ask(self._handle.decision_on.remote(request, asker))
+        except asyncio.CancelledError:
+            # The root's own wait goes on; a cancel is not to end before the request is gone.
+            await to_the_end(self._withdrawn(request.id))
+            raise
+
+    async def _withdrawn(self, request_id: str) -> None:
+        with suppress(ConvoClosed, TimeoutError):
+            async with asyncio.timeout(_WITHDRAWN_WITHIN_S):
+                await self.withdraw(request_id)
+
+    async def withdraw(self, request_id: str) -> None:
+        await self._ask(self._handle.withdraw.remote(request_id))
+
+    async def pending(self) -> tuple[ApprovalRequest, ...]:
+        return await self._ask(self._handle.pending_approvals.remote())
+
+    async def decide(self, request_id: str, decision: Approved | Denied) -> bool:
+        return await self._ask(self._handle.decide.remote(request_id, decision))
+
+    async def until_asked(self, seen: Collection[str], timeout_s: float) -> tuple[ApprovalRequest, ...]:
+        asking = self._handle.until_approval_needed.remote(tuple(seen), timeout_s=timeout_s)
+        return await self._ask(asking)
+
+    # A child
+
     async def cancel(self, cause: str) -> CancelReport:
         return await self._ask(self._handle.cancel.remote(cause))
 
@@ -503,8 +611,12 @@ class _Ancestors:
         return self._nearest_first[0].id
 
     @property
-    def root_first(self) -> tuple[str, ...]:
+    def lineage(self) -> tuple[str, ...]:
         return tuple(each.id for each in reversed(self._nearest_first))
+
+    @property
+    def desk(self) -> _Remote:
+        return self._nearest_first[-1]
 
     def and_below(self, parent: _Remote) -> _Ancestors:
         """The ancestors of a child of `parent`, whose own these are."""

@@ -7,6 +7,11 @@
       ConvoBusy           another call of this conversation has not returned yet
       UnknownToolCall     no tool call with that id is running, or open
       TooManySubConvos    more sub-conversations at once than the caller allows
+        )
+
+
+      UnknownToolCall     no tool call with that id is running, open, or waiting for approval
+      AmbiguousToolCall   several conversations have a waiting tool call with that id
       NothingToSend       a message without content
 
 Layer: actors, core; no Ray.
@@ -126,6 +131,21 @@ class TooManySubConvos(PalaverError):
             f"{self.asked} sub-conversations were asked for; at most {self.at_most} of conversation "
             f"{self.convo_id} may run at once, and {self.running} do. Ask for fewer, or wait until some "
             "have ended."
+        )
+
+
+class AmbiguousToolCall(PalaverError):
+    """Tool calls `tool_use_id` of several conversations, `convo_ids`, wait for approval."""
+
+    def __init__(self, tool_use_id: str, convo_ids: Sequence[str]) -> None:
+        super().__init__(tool_use_id, tuple(convo_ids))
+        self.tool_use_id = tool_use_id
+        self.convo_ids = tuple(convo_ids)
+
+    def __str__(self) -> str:
+        return (
+            f"tool call {self.tool_use_id!r} waits for approval in {len(self.convo_ids)} conversations, "
+            f"{list(self.convo_ids)}; say which with convo_id=..."
         )
 
 

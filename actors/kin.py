@@ -12,6 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol
 
+from palaver.actors.approvals import Desk
 from palaver.actors.budget import Budget
 from palaver.actors.errors import BudgetExceeded
 from palaver.actors.ledger import CumulativeUsage, Entry
@@ -25,6 +26,8 @@ class State(StrEnum):
     IDLE = "idle"
     REQUESTING = "requesting"
     RUNNING_TOOLS = "tools"
+    WAITING = "waiting for approval"
+    """Of its tool calls at least one waits for a yes; others may run."""
     CLOSED = "closed"
     LOST = "lost"
     """Its process is gone (killed, or its last handle was dropped), or does not answer."""
@@ -33,7 +36,8 @@ class State(StrEnum):
 class Branch(Value):
     """A conversation and its sub-conversations, as they stood when asked for.
 
-    `usage` covers the whole branch. `running_tools` are names of tools, one per call under way.
+    `usage` covers the whole branch. `running_tools` are names of tools, one per call under way;
+    `waiting_tools` those of them that wait for approval.
     """
 
     id: str
@@ -45,6 +49,7 @@ class Branch(Value):
     usage: CumulativeUsage
     budget: Budget
     running_tools: tuple[str, ...] = ()
+    waiting_tools: tuple[str, ...] = ()
     children: tuple[Branch, ...] = ()
 
     def walk(self) -> Iterator[Branch]:
@@ -61,6 +66,16 @@ class Branch(Value):
 
 class Parent(Protocol):
     """What a conversation needs of its parent."""
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The ids of the conversations from the root down to the parent."""
+        ...
+
+    @property
+    def desk(self) -> Desk:
+        """The root's desk, where tool calls of the whole tree wait for approval."""
+        ...
 
     async def record(self, entry: Entry) -> None:
         """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""

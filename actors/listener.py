@@ -1,4 +1,4 @@
-"""Listeners: told of every request, response, tool call and tool result of a conversation.
+"""Listeners: told of every request, response, tool call, approval and tool result of a conversation.
 
 Layer: actors, core; no Ray.
 """
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Protocol
 
+from palaver.actors.approvals import ApprovalRequest, Decision
 from palaver.providers.errors import PalaverError
 from palaver.providers.messages import Message, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
@@ -19,6 +20,10 @@ _log = logging.getLogger("palaver.listener")
 
 LISTENER_TIMEOUT_S = 5.0
 """An async listener that takes longer is given up on, so that it cannot hold up the conversation."""
+
+
+_ADDED_LATER = frozenset({"on_approval_needed", "on_approval_decided"})
+"""Methods that a listener which does not subclass NoopListener may have been written without."""
 
 
 class ConvoInfo(Value):
@@ -52,6 +57,16 @@ class Listener(Protocol):
         """A tool is about to be called."""
         ...
 
+    def on_approval_needed(self, convo: ConvoInfo, request: ApprovalRequest) -> Awaitable[None] | None:
+        """A tool call is about to wait for somebody's yes."""
+        ...
+
+    def on_approval_decided(
+        self, convo: ConvoInfo, request: ApprovalRequest, decision: Decision
+    ) -> Awaitable[None] | None:
+        """Somebody decided. Of a call that was cancelled while it waited comes nothing but its result."""
+        ...
+
     def on_tool_result(
         self, convo: ConvoInfo, call: ToolUse, result: ToolResult, error: PalaverError | None
     ) -> Awaitable[None] | None:
@@ -72,6 +87,14 @@ class NoopListener:
 
     def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
         """Ignore a tool call."""
+
+    def on_approval_needed(self, convo: ConvoInfo, request: ApprovalRequest) -> Awaitable[None] | None:
+        """Ignore a call that waits for a yes."""
+
+    def on_approval_decided(
+        self, convo: ConvoInfo, request: ApprovalRequest, decision: Decision
+    ) -> Awaitable[None] | None:
+        """Ignore a decision."""
 
     def on_tool_result(
         self, convo: ConvoInfo, call: ToolUse, result: ToolResult, error: PalaverError | None
@@ -101,12 +124,22 @@ class GuardedListener:
         """Tell of a tool call."""
         await self._tell("on_tool_call", call)
 
+    async def on_approval_needed(self, request: ApprovalRequest) -> None:
+        """Tell of a call that waits for a yes."""
+        await self._tell("on_approval_needed", request)
+
+    async def on_approval_decided(self, request: ApprovalRequest, decision: Decision) -> None:
+        """Tell of a decision."""
+        await self._tell("on_approval_decided", request, decision)
+
     async def on_tool_result(self, call: ToolUse, result: ToolResult, error: PalaverError | None) -> None:
         """Tell of a tool result."""
         await self._tell("on_tool_result", call, result, error)
 
     async def _tell(self, method: str, *args: object) -> None:
         if type(self.listener) is NoopListener:
+            return
+        if method in _ADDED_LATER and not hasattr(self.listener, method):
             return
         async with self._in_order:
             try:

@@ -31,8 +31,16 @@ _TREE_WITHIN_S = 10.0
 
 _LABEL_CHARACTERS = 48
 
-_ORDER = {State.RUNNING_TOOLS: 0, State.REQUESTING: 0, State.IDLE: 1, State.LOST: 2, State.CLOSED: 3}
+_ORDER = {
+    State.WAITING: 0,
+    State.RUNNING_TOOLS: 1,
+    State.REQUESTING: 1,
+    State.IDLE: 2,
+    State.LOST: 3,
+    State.CLOSED: 4,
+}
 _STYLES = {
+    State.WAITING: "bold magenta",
     State.RUNNING_TOOLS: "yellow",
     State.REQUESTING: "cyan",
     State.IDLE: "",
@@ -163,6 +171,8 @@ def name(branch: Branch) -> str:
 
 def state(branch: Branch) -> str:
     """What a conversation does: "requesting", "tools: read_file x2, search"."""
+    if branch.state is State.WAITING:
+        return f"{branch.state}: {_counted(branch.waiting_tools)}"
     if branch.state is State.RUNNING_TOOLS:
         return "tools: " + _counted(branch.running_tools)
     if branch.state is State.IDLE and any(not _is_over(child) for child in branch.children):
@@ -194,7 +204,8 @@ def changes(before: Branch | None, after: Branch) -> list[str]:
             continue
         if old is None:
             lines.append(f"{name(branch)}: started")
-        if branch.running_tools and (old is None or old.running_tools != branch.running_tools):
+        called = (branch.running_tools, branch.waiting_tools)
+        if branch.running_tools and (old is None or (old.running_tools, old.waiting_tools) != called):
             lines.append(f"{name(branch)}: {state(branch)}")
     return lines
 

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TextIO
 
 from palaver.actors.amounts import summary
+from palaver.actors.attendant import Attendant
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.live import Watcher, changes, render
@@ -29,19 +30,26 @@ _USAGE_WITHIN_S = 5.0
 
 
 def run(
-    session: Session, prompt: str, items: Sequence[Item] | None, *, concurrency: int, out: TextIO | None
+    session: Session,
+    prompt: str,
+    items: Sequence[Item] | None,
+    *,
+    concurrency: int,
+    out: TextIO | None,
+    yes: bool = False,
 ) -> int:
-    """Run it. The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted."""
-    return session.run(_Run(session, out, items).go(prompt, concurrency))
+    """Run it; `yes` approves every tool call that needs it. The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted."""
+    return session.run(_Run(session, out, items, yes).go(prompt, concurrency))
 
 
 class _Run:
-    def __init__(self, session: Session, out: TextIO | None, items: Sequence[Item] | None) -> None:
+    def __init__(self, session: Session, out: TextIO | None, items: Sequence[Item] | None, yes: bool) -> None:
         self._session = session
         self._screen = session.screen
         self._out = out
         self._items = items
         self._results: list[ItemResult] = []
+        self._attendant = Attendant(session.root, session.screen, yes=yes)
         self._cancelling: asyncio.Task[None] | None = None
         self._at_rest = asyncio.Event()
 
@@ -51,7 +59,7 @@ class _Run:
         assert main is not None
         with session.interrupts.told(lambda: self._cancel(main)):
             try:
-                async with self._view():
+                async with self._view(), self._attendant:
                     if self._items is None:
                         self._take(await ask(root, Item(label="", prompt=prompt)))
                     else:
@@ -108,6 +116,7 @@ class _Run:
 
     def _cancel(self, main: asyncio.Task[object]) -> None:
         if self._cancelling is None:
+            self._attendant.stop()
             self._screen.note("palaver: interrupted; stopping (once more to stop at once)")
             self._cancelling = asyncio.create_task(self._cancel_tree(main))
 

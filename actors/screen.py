@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -33,7 +33,8 @@ def printable(text: str, *, keep: str = "") -> str:
 class Screen:
     """The person's stdout and stderr.
 
-    `live` is whether stderr is a terminal on which a picture can be redrawn. Made while `sys.stdout` and
+    `live` is whether stderr is a terminal on which a picture can be redrawn, `can_ask` whether there is
+    somebody to ask: what is typed comes from a terminal, and questions go to one. Made while `sys.stdout` and
     `sys.stderr` are the real ones; `quiet` then keeps everybody else off them.
     """
 
@@ -46,17 +47,23 @@ class Screen:
                 stream.reconfigure(errors="backslashreplace")
         self.out_is_terminal = self._out.isatty()
         self.live = self._err.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        self.can_ask = self._err.isatty() and _is_terminal(sys.stdin)
         self.console = Console(
             file=self._err, force_terminal=self.live, highlight=False, markup=False, emoji=False
         )
         self._picture: Live | None = None
+        self._later: list[Callable[[], None]] | None = None
 
     def answer(self, text: str) -> None:
         """Write what was asked for: to stdout, above the picture where they share a terminal.
 
         Raises BrokenPipeError when nobody reads it any more.
         """
-        if self._picture is not None and self.out_is_terminal and self._is_one_terminal():
+        shared = self.out_is_terminal and self._is_one_terminal()
+        if self._later is not None and shared:
+            self._later.append(lambda: self.answer(text))
+            return
+        if self._picture is not None and shared:
             self.console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
             return
         self._out.write((printable(text, keep="\n\t") if self.out_is_terminal else text) + "\n")
@@ -64,14 +71,22 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Write something about the run: to stderr. Never fails: it may be about the end of all."""
+        if self._later is not None:
+            self._later.append(lambda: self.note(text))
+            return
         with suppress(OSError, ValueError):
             self.console.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 
     def show(self, picture: RenderableType) -> None:
         """Draw or redraw the picture."""
-        if self._picture is not None:
+        if self._picture is not None and self._later is None:
             with suppress(OSError):
                 self._picture.update(picture, refresh=True)
+
+    def say(self, text: str, *, end: str = "\n") -> None:
+        """Write a part of a question, within `asking`. Never fails."""
+        with suppress(OSError, ValueError):
+            self.console.print(Text(printable(text, keep="\n\t")), soft_wrap=True, end=end)
 
     @property
     def lines(self) -> int:
@@ -86,6 +101,30 @@ class Screen:
     @contextmanager
     def picture(self) -> Generator[None]:
         """A part of the terminal that `show` redraws, and that is gone after the block."""
+        self._picture = self._new_picture()
+        try:
+            yield
+        finally:
+            self.clear()
+
+    @contextmanager
+    def asking(self) -> Generator[None]:
+        """Take the picture away for the block, and hold back what others write to this terminal."""
+        if self._picture is not None:
+            with suppress(OSError):
+                self._picture.stop()
+        self._later = []
+        try:
+            yield
+        finally:
+            later, self._later = self._later, None
+            if self._picture is not None:
+                # Another one: the old would draw over what was written since.
+                self._picture = self._new_picture()
+            for write in later:
+                write()
+
+    def _new_picture(self) -> Live:
         live = Live(
             console=self.console,
             auto_refresh=False,
@@ -93,13 +132,10 @@ class Screen:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        with suppress(OSError):
-            live.start()
-        self._picture = live
-        try:
-            yield
-        finally:
-            self.clear()
+        if self._later is None:
+            with suppress(OSError):
+                live.start()
+        return live
 
     def clear(self) -> None:
         """Take the picture away, if there is one: for who does not come back to the end of `picture`."""
@@ -123,6 +159,13 @@ class Screen:
             return os.fstat(self._out.fileno()).st_rdev == os.fstat(self._err.fileno()).st_rdev
         except (OSError, ValueError):
             return False
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it was closed
+        return False
 
 
 class _Nowhere(io.TextIOBase):

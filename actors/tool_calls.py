@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from palaver.actors.approvals import Approvals, Denied, denial, edit_note
 from palaver.actors.endings import all_to_the_end, to_the_end
 from palaver.actors.errors import UnknownToolCall
 from palaver.actors.ledger import ToolCalled
 from palaver.actors.listener import GuardedListener
 from palaver.actors.report import StoppedCall
 from palaver.actors.transcript import Transcript
-from palaver.providers.messages import ToolResult, ToolUse
-from palaver.tools.errors import ToolCancelled, ToolInputInvalid
+from palaver.providers.messages import Text, ToolResult, ToolUse
+from palaver.tools.errors import ToolCancelled, ToolDenied, ToolInputInvalid
 from palaver.tools.outcome import Outcome
 from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
@@ -55,7 +56,8 @@ class _RunningCall:
 class ToolCalls:
     """Runs the calls of one conversation.
 
-    `count` is told of each call as it starts; `ended` of each as it ends, and its result waits for it.
+    Those that need a yes wait for it in `approvals`; the others do not wait for them. `count` is told of
+    each call as it starts; `ended` of each as it ends, and its result waits for it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ToolCalls:
         toolset: Toolset,
         transcript: Transcript,
         listener: GuardedListener,
+        approvals: Approvals,
         count: Callable[[ToolCalled], Awaitable[None]],
         ended: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
@@ -71,6 +74,7 @@ class ToolCalls:
         self._toolset = toolset
         self._transcript = transcript
         self._listener = listener
+        self._approvals = approvals
         self._count = count
         self._ended = ended
         self._running: dict[str, _RunningCall] = {}
@@ -175,9 +179,35 @@ class ToolCalls:
                     "Call it again with a JSON object that fits its schema."
                 )
                 return Outcome(error=ToolInputInvalid(call.name, text))
-            return await self._toolset.run(call)
+            outcome = await self._toolset.run(call)
+            return await self._decided(call) if outcome.asks_approval else outcome
         finally:
             await counting
 
+    async def _decided(self, call: ToolUse) -> Outcome:
+        """Wait for somebody's decision on a call, and run it if that is a yes.
+
+        What the model called stays in the transcript as it was; that somebody edited the input it reads in
+        the result.
+        """
+        request = self._approvals.request(call)
+        await self._listener.on_approval_needed(request)
+        decision = await self._approvals.decision_on(request)
+        await self._listener.on_approval_decided(request, decision)
+        if isinstance(decision, Denied):
+            return Outcome(error=ToolDenied(call.name, denial(call.name, decision.reason)))
+        if decision.input is None or decision.input == call.input:
+            return await self._toolset.run(call, approved=True)
+        edited = call.model_copy(update={"input": decision.input})
+        return _noted(await self._toolset.run(edited, approved=True), edit_note(decision.input))
+
     def _entry(self, call: ToolUse) -> ToolCalled:
         return ToolCalled(convo_id=self._convo_id, tool_use_id=call.id, tool_name=call.name)
+
+
+def _noted(outcome: Outcome, note: str) -> Outcome:
+    """An outcome whose result begins with a note."""
+    if outcome.error is not None:
+        error = outcome.error
+        return replace(outcome, error=type(error)(error.tool_name, f"{note}\n{error}"))
+    return replace(outcome, content=(Text(text=note), *outcome.content))

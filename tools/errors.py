@@ -7,6 +7,7 @@
         ToolRaised            the tool's own code raised
         ToolTimedOut          the call took longer than the tool allows
         ToolCancelled         the call was cancelled
+        ToolDenied            the call needed a yes, and got a no
         ToolOutputInvalid     the tool returned what cannot be sent to a model
         ToolCrashed           the process that ran the tool died
       ToolDefinitionError     a function cannot be made into a tool
@@ -50,6 +51,10 @@ class ToolTimedOut(ToolError):
 
 class ToolCancelled(ToolError):
     """The call was cancelled; the message is the cause."""
+
+
+class ToolDenied(ToolError):
+    """The call needed somebody's approval and did not get it; it has not run."""
 
 
 class ToolOutputInvalid(ToolError):

@@ -101,7 +101,10 @@ class Supervisor:
             for each in (receiver, self._sender, self._signals_noted()):
                 stack.enter_context(each)
             receiver.setblocking(False)
-            if self._limits.max_per_node is not None and not self._placed(stack, receiver):
+            # Who is only asked about takes no place from those that run.
+            only_asks = self._tool.needs_approval is True and not self._approved
+            limited = self._limits.max_per_node is not None and not only_asks
+            if limited and not self._placed(stack, receiver):
                 return self._ended_by("cancel", Stopped(), started_at)
             stack.enter_context(self._watchdog())
             thread = threading.Thread(

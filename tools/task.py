@@ -42,7 +42,7 @@ from palaver.tools.outcome import Outcome
 from palaver.tools.placement import shortfall
 from palaver.tools.stopped import Stopped
 from palaver.tools.supervisor import UNWIND_S, Supervisor
-from palaver.tools.tool import Resources, Tool
+from palaver.tools.tool import Approval, Resources, Tool, approval_of
 from palaver.tools.toolset import EndedJob, merge_state, not_found, timed_out
 from palaver.tools.workspace import Workspace
 
@@ -70,7 +70,7 @@ class PackedTool:
     limits: ToolLimits
     retries: int
     in_workspace: bool
-    may_need_approval: bool
+    approval: Approval
     code: bytes = field(repr=False)
 
     def unpack(self) -> Tool[..., Any]:
@@ -113,7 +113,7 @@ def pack(tool: Tool[..., Any] | PackedTool) -> PackedTool:
         tool.limits,
         tool.retries,
         tool.in_workspace,
-        tool.needs_approval is not False,
+        approval_of(tool),
         code,
     )
 
@@ -257,15 +257,19 @@ class RayToolset:
         """How a call ended, and whether it ended because its process died."""
         name = tool.spec.name
         limits = tool.limits.or_else(self._limits)
+        # Even when the answer is known: a person is asked only of what fits the schema, and that the worker
+        # checks. Asking takes nothing but that; the call itself will have what the tool asks for.
+        only_asks = tool.approval == "always" and not approved
+        resources = Resources() if only_asks else tool.resources
         # Ray makes the task's name the title of the worker's process for as long as it runs.
         order = _Order(f"tool {name} {new_request_id()}", limits, approved, self._lineage)
         try:
-            ref = self._submit(tool, order, tool_input, id)
+            ref = self._submit(tool, order, tool_input, id, resources)
         except (RayError, ValueError) as error:
             crash = ToolCrashed(name, f"tool {name!r} could not be started: {error}")
             return Outcome(error=crash), False
         done: asyncio.Future[Outcome] = asyncio.wrap_future(ref.future())
-        if tool.resources != Resources() and name not in self._looked_up:
+        if resources != Resources() and name not in self._looked_up:
             self._looked_up.add(name)
             warning = asyncio.create_task(_warn_if_unplaceable(tool, done))
             self._background.add(warning)
@@ -293,7 +297,9 @@ class RayToolset:
             return Outcome(error=timed_out(name, limit_s or 0), stopped=stopped), False
         return Outcome(error=_edge(name, error), stopped=stopped), True
 
-    def _submit(self, tool: PackedTool, order: _Order, tool_input: Mapping[str, Any], id: str) -> Any:
+    def _submit(
+        self, tool: PackedTool, order: _Order, tool_input: Mapping[str, Any], id: str, resources: Resources
+    ) -> Any:
         code: Any = tool.code
         if len(code) > _INLINE_CODE_BYTES:
             if code not in self._shipped:
@@ -308,7 +314,7 @@ class RayToolset:
             workspace.path if workspace is not None else None,
             self._state,
         )
-        options = _ray_options(tool.resources)
+        options = _ray_options(resources)
         if tool.in_workspace and workspace is not None and workspace.node_id is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(workspace.node_id, soft=False)
         return (

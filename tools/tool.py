@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 
@@ -26,6 +26,9 @@ R = TypeVar("R")
 
 NeedsApproval: TypeAlias = bool | Callable[[dict[str, Any]], bool]
 """Whether a call waits for a yes: always, never, or what a function says of its input."""
+
+Approval: TypeAlias = Literal["always", "maybe", "never"]
+"""What can be said of a tool's calls before there is an input: "maybe" depends on it."""
 
 # What both wire formats take: OpenAI's limit (64) is the narrower one.
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -237,6 +240,17 @@ def tool(
         )
 
     return make if function is None else make(function)
+
+
+def approval_of(tool: Tool[..., Any]) -> Approval:
+    """Whether calls of a tool need a yes."""
+    match tool.needs_approval:
+        case True:
+            return "always"
+        case False:
+            return "never"
+        case _:
+            return "maybe"
 
 
 class HasSpec(Protocol):
