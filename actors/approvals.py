@@ -272,22 +272,27 @@ class Approvals:
 
 def denial(tool_name: str, reason: str) -> str:
     """What the model reads of a call that was denied."""
-    told = f"Reason: {reason.strip()}" if reason.strip() else "No reason was given."
+    told = f"The reason given: {reason.strip()}" if reason.strip() else "No reason was given."
     return (
-        f"tool {tool_name!r} needs approval, and this call was denied; it has not run. {told} "
-        "Do not repeat the call as it was."
+        f"tool {tool_name!r} needs approval, and this call was denied; it has not run. "
+        f"Do not repeat it as it was. {told}"
     )
 
 
 def edit_note(input: Mapping[str, Any]) -> str:
     """What the model reads before the result of a call whose input was edited."""
-    return f"[The call was approved with an edited input, and ran with: {_as_json(input)}]"
+    return f"[The call was approved with an edited input, and ran with: {as_json(input)}]"
 
 
-def _as_json(input: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(input), ensure_ascii=False)
-    # Half characters have no UTF-8, but JSON can spell them in ASCII.
-    return text if text.isprintable() else json.dumps(dict(input))
+def as_json(input: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """An input as JSON that has a UTF-8."""
+    text = json.dumps(dict(input), ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half characters have none, but JSON can spell them in ASCII.
+        return json.dumps(dict(input), indent=indent)
+    return text
 
 
 def _checked(input: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, cast
 
 from palaver.actors import keyboard
-from palaver.actors.approvals import ApprovalRequest, Approved, Denied
+from palaver.actors.approvals import ApprovalRequest, Approved, Denied, as_json
 from palaver.actors.convo import ConvoHandle
 from palaver.actors.errors import UnknownToolCall
 from palaver.actors.replies import reply
@@ -52,7 +51,8 @@ class Attendant:
 
     def stop(self) -> None:
         """Answer no more, and take a question away that waits on the terminal."""
-        if self._task is not None:
+        # Once: a second cancel would interrupt the clean-up of the first.
+        if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
     async def _attend(self) -> None:
@@ -102,8 +102,12 @@ class Attendant:
                 await asyncio.wait({asking, gone})
 
     async def _until_gone(self, request: ApprovalRequest) -> None:
-        while request.id in {each.id for each in await reply(self._root.pending_approvals.remote())}:
-            await asyncio.sleep(_LOOK_EVERY_S)
+        with suppress(PalaverError):
+            while True:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                pending = await reply(self._root.pending_approvals.remote())
+                if request.id not in {each.id for each in pending}:
+                    return
 
 
 class Question:
@@ -112,7 +116,7 @@ class Question:
     def __init__(self, screen: Screen, request: ApprovalRequest) -> None:
         self._screen = screen
         self._request = request
-        self._input = json.dumps(request.input, ensure_ascii=False, indent=2)
+        self._input = as_json(request.input, indent=2)
 
     async def ask(self) -> Approved | Denied:
         """Ask until there is an answer. The end of what is typed is a no."""
@@ -190,7 +194,7 @@ def _bounded(text: str) -> str:
 
 
 def _brief(request: ApprovalRequest) -> str:
-    call = f"{request.tool_name}({json.dumps(request.input, ensure_ascii=False)})"
+    call = f"{request.tool_name}({as_json(request.input)})"
     if len(call) > _NOTE_CHARACTERS:
         call = f"{call[: _NOTE_CHARACTERS - 3]}..."
     return f"{call} of {_who(request)}"

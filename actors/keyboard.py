@@ -84,7 +84,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 @contextmanager
 def _terminal_restored() -> Generator[None]:
     """Give the terminal back as it was: an editor that is ended may leave it raw."""
-    before = termios.tcgetattr(_keyboard())
+    try:
+        before = termios.tcgetattr(_keyboard())
+    except termios.error as error:
+        raise OSError(*error.args) from error
     try:
         yield
     finally:

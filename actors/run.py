@@ -38,7 +38,10 @@ def run(
     out: TextIO | None,
     yes: bool = False,
 ) -> int:
-    """Run it; `yes` approves every tool call that needs it. The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted."""
+    """Run it; `yes` approves every tool call that needs it.
+
+    The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted.
+    """
     return session.run(_Run(session, out, items, yes).go(prompt, concurrency))
 
 

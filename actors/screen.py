@@ -52,6 +52,7 @@ class Screen:
             file=self._err, force_terminal=self.live, highlight=False, markup=False, emoji=False
         )
         self._picture: Live | None = None
+        self._shown: RenderableType = ""
         self._later: list[Callable[[], None]] | None = None
 
     def answer(self, text: str) -> None:
@@ -79,6 +80,7 @@ class Screen:
 
     def show(self, picture: RenderableType) -> None:
         """Draw or redraw the picture."""
+        self._shown = picture
         if self._picture is not None and self._later is None:
             with suppress(OSError):
                 self._picture.update(picture, refresh=True)
@@ -101,6 +103,7 @@ class Screen:
     @contextmanager
     def picture(self) -> Generator[None]:
         """A part of the terminal that `show` redraws, and that is gone after the block."""
+        self._shown = ""
         self._picture = self._new_picture()
         try:
             yield
@@ -121,8 +124,10 @@ class Screen:
             if self._picture is not None:
                 # Another one: the old would draw over what was written since.
                 self._picture = self._new_picture()
+                self.show(self._shown)
             for write in later:
-                write()
+                with suppress(OSError):  # who holds back cannot be told
+                    write()
 
     def _new_picture(self) -> Live:
         live = Live(
