@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from conftest import eventually, is_alive
 
 from palaver.actors import Convo, ConvoHandle, reply
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied, RootDesk, as_json
@@ -580,15 +581,18 @@ async def test_asking_takes_neither_resources_nor_places(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("ray_cluster")
-async def test_child_nobody_holds_any_more_still_gets_its_answer() -> None:
+async def test_child_nobody_holds_any_more_gets_its_answer_and_ends() -> None:
     def play(request: Request) -> ToolUse | str:
         return call("t1", "deploy", host="a") if len(request.messages) == 1 else "done"
 
     root = Convo.remote(Scripted(play), label="root")
     child = await root.sub_convo.remote(tools=[deploy])
+    pid = await child.__ray_call__.remote(lambda _: os.getpid())  # type: ignore[attr-defined]
     run = child.run.remote("go")
     del child
     [request] = await pending_at(root)
     await root.approve.remote(request.tool_use_id)
     assert (await reply(run)).text == "done"
+    del run
+    assert await asyncio.to_thread(eventually, lambda: not is_alive(pid), 20)
     await root.close.remote()

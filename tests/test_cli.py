@@ -46,6 +46,11 @@ def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
 
+@tool(needs_approval=True)
+def deploy(host: str) -> str:
+    """Deploy."""
+    return f"deployed to {host}"
+
 ALL = [nap, add]
 NONE = []
 '''
@@ -113,7 +118,7 @@ def palaver(*args: str) -> int:
         (["run", "x", "--tools", "nothing"], "'nothing' is not of the form module:name"),
         (["run", "x", "--tools", "tools_of_test_cli.py:add"], "name the module, like tools_of_test_cli:add"),
         (["run", "x", "--tools", "no_such_module:add"], "there is no module 'no_such_module', neither"),
-        (["run", "x", "--tools", "tools_of_test_cli:sub"], "has no 'sub'; its tools: ['nap', 'add']"),
+        (["run", "x", "--tools", "tools_of_test_cli:sub"], "'sub'; its tools: ['nap', 'add', 'deploy']"),
         (["run", "x", "--tools", "tools_of_test_cli:tool"], "is no tool, and no list of tools (found: func"),
         (["run", "x", "--tools", "tools_of_test_cli:NONE"], "no list of tools (found: empty list)"),
         (
@@ -520,3 +525,101 @@ def test_chat_reads_from_a_pipe_too(box: Box, tmp_path: Path) -> None:
     assert (chat.returncode, chat.stdout) == (0, "an answer\n")
     assert chat.stderr.splitlines()[:2] == ["model: scripted scripted", "responses   1"]
     assert os.listdir(box.folder) == []
+
+
+# Approval
+
+
+def deploying(*hosts: str) -> Path:
+    """A script of a model that deploys to each host in a turn of its own, and then is done."""
+    turns = [says(call("deploy", f"t{index}", host=host)) for index, host in enumerate(hosts)]
+    Path("deploy.json").write_text(json.dumps({"replies": [*turns, "all done"], "cost_usd": "0.01"}))
+    return Path("deploy.json")
+
+
+DEPLOY = ("--model", "scripted:deploy.json", "--tools", "tools_of_test_cli:deploy")
+QUESTION = "[y]es / [n]o / [e]dit? "
+
+
+@pytest.mark.ray
+def test_chat_asks_before_a_call_and_takes_yes_no_with_a_reason_and_an_edit(box: Box, here: Path) -> None:
+    deploying("first\u202e", "second", "third", "fourth", "fifth")
+    editor = here / "editor"
+    editor.write_text('#!/bin/sh\nexec sed -i s/fourth/fixed/ "$1"\n')
+    editor.chmod(0o755)
+    box.env |= {"EDITOR": str(editor), "VISUAL": ""}
+    terminal = box.terminal("chat", *DEPLOY)
+
+    def asked(host: str) -> None:
+        terminal.wait_for("needs approval for tool deploy:")
+        terminal.wait_for(f'"host": "{host}"')
+        terminal.wait_for(QUESTION)
+
+    terminal.wait_for("> ")
+    terminal.type("go\n")
+    asked("first\\u202e")
+    terminal.type("perhaps\n")
+    terminal.wait_for(QUESTION)
+    terminal.type("y\n")
+    terminal.wait_for("  deployed to first")
+    asked("second")
+    terminal.type("n\n")
+    terminal.wait_for("reason, for the model (may be empty): ")
+    terminal.type("not now\n")
+    terminal.wait_for("failed: tool 'deploy' needs approval, and this call was denied")
+    terminal.wait_for("The reason given: not now")
+    asked("third")
+    terminal.type("\x04")
+    terminal.wait_for("No reason was given.")
+    asked("fourth")
+    terminal.type("e\n")
+    terminal.wait_for('ran with: {"host": "fixed"}] deployed to fixed')
+    asked("fifth")
+    terminal.type("\x03")
+    terminal.wait_for("(cancelled)")
+    terminal.wait_for("> ")
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
+    assert box.left() == []
+
+
+@pytest.mark.ray
+def test_run_on_a_terminal_asks_below_a_live_tree_and_takes_json_that_is_typed(box: Box) -> None:
+    deploying("first")
+    box.env |= {"EDITOR": "", "VISUAL": ""}
+    terminal = box.terminal("run", "x", "--over", "a.txt", *DEPLOY)
+    terminal.wait_for("a.txt ")
+    terminal.wait_for("(1 below the root) needs approval for tool deploy:")
+    terminal.wait_for(QUESTION)
+    terminal.type("e\n")
+    for wrong, problem in (("{host}", "that was no input: Expecting property"), ("[]", "a JSON object")):
+        terminal.wait_for("input, as one line of JSON (empty: back): ")
+        terminal.type(wrong + "\n")
+        terminal.wait_for(problem)
+    terminal.wait_for("(empty: back): ")
+    terminal.type("\n")
+    terminal.wait_for(QUESTION)
+    terminal.type("e\n")
+    terminal.wait_for("(empty: back): ")
+    terminal.type('{"host": "typed"}\n')
+    terminal.wait_for("0 of 1 done")
+    terminal.wait_for("all done")
+    terminal.wait_for("1 of 1 finished")
+    assert terminal.end() == 0
+    assert box.left() == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ((), "denied, because nobody is there to approve it (--yes approves): deploy({"),
+        (("--yes",), "approved, because of --yes: deploy({"),
+    ],
+)
+def test_run_in_a_pipe_denies_and_with_yes_approves(box: Box, options: tuple[str, ...], note: str) -> None:
+    deploying("first")
+    done = box.run("run", "x", *DEPLOY, *options, "--out", "out.jsonl")
+    assert (done.returncode, done.stdout) == (0, "all done\n"), done.stderr
+    assert f'{note}"host": "first"}})' in done.stderr
+    assert box.left() == []
