@@ -15,7 +15,7 @@ from palaver.actors.approvals import ApprovalRequest, Approved, Denied, as_json
 from palaver.actors.convo import ConvoHandle
 from palaver.actors.errors import UnknownToolCall
 from palaver.actors.replies import reply
-from palaver.actors.screen import Screen
+from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import PalaverError
 
 NOBODY = "nobody is there to approve it"
@@ -23,6 +23,7 @@ NOBODY = "nobody is there to approve it"
 _SHOWN_CHARACTERS = 2000
 _SHOWN_LINES = 20
 _NOTE_CHARACTERS = 200
+_LABEL_CHARACTERS = 60
 _LOOK_AGAIN_S = 10.0
 _LOOK_EVERY_S = 0.25
 
@@ -181,8 +182,8 @@ def _refuse(constant: str) -> object:
 
 
 def _who(request: ApprovalRequest) -> str:
-    """The conversation that asks."""
-    who = f"{request.convo_label} {request.convo_id}".strip()
+    """The conversation that asks. Its label is not to look like anything else on the screen."""
+    who = f"{printable(request.convo_label)[:_LABEL_CHARACTERS]} {request.convo_id}".strip()
     return who if request.depth == 0 else f"{who} ({request.depth} below the root)"
 
 

@@ -376,6 +376,15 @@ async def test_request_that_is_withdrawn_ends_and_withdrawing_it_again_is_harmle
     assert isinstance(await waiting, Denied)
 
 
+async def test_desk_that_closes_tells_so_whoever_still_waits_at_it() -> None:
+    desk = RootDesk("abc-defg")
+    waiting = asyncio.create_task(desk.decision_on(convo().approvals.request(call("t1", "deploy", host="a"))))
+    await desk.until_asked((), WITHIN_S)
+    desk.close()
+    with pytest.raises(ConvoClosed, match="abc-defg"):
+        await asyncio.wait_for(waiting, WITHIN_S)
+
+
 # Who is told
 
 
