@@ -62,10 +62,10 @@ def cluster(
     """Connect this process to Ray for the length of the block.
 
     `address` is `host:port` of a running Ray. None takes RAY_ADDRESS, or else a Ray that was started on
-    this machine with `ray start`; where there is none, one is started, with `num_cpus` (None for all of
-    the machine's), and is gone with its files after the block. A process that uses a Ray already goes on
-    with that one, which stays. `log_to_driver` shows what actors and
-    tools print. Raises ClusterUnreachable.
+    this machine with `ray start`; where there is none, or for "local", one is started, with `num_cpus`
+    (None for all of the machine's), and is gone with its files after the block, also when this process is
+    killed (on Linux). A process that uses a Ray already goes on with that one, which stays.
+    `log_to_driver` shows what actors and tools print. Raises ClusterUnreachable.
     """
     if ray.is_initialized():
         current = str(_ray.get_runtime_context().gcs_address)
@@ -76,7 +76,7 @@ def cluster(
             )
         yield Cluster(current, owned=False)
         return
-    wanted = address or os.environ.get("RAY_ADDRESS") or _running_here()
+    wanted = None if address == "local" else address or os.environ.get("RAY_ADDRESS") or _running_here()
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     # Already what ray.init says before it sets its level.
     logging.getLogger("ray").setLevel(logging.ERROR)

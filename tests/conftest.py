@@ -34,7 +34,7 @@ def ray_cluster() -> Iterator[Cluster]:
     # Workers import the tools that tests define from the tests' own modules.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     address = os.environ.get(ADDRESS_VARIABLE)
-    with cluster(address, num_cpus=None if address else 2, log_to_driver=False) as started:
+    with cluster(address or "local", num_cpus=None if address else 2, log_to_driver=False) as started:
         yield started
     left = [each for each in psutil.Process().children(recursive=True) if "ray" in each.name()]
     assert not psutil.wait_procs(left, timeout=10)[1]

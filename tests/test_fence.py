@@ -262,7 +262,7 @@ from stuck import STUCK
 from test_fence import convo_with
 address, notes, *names = sys.argv[1:]
 chosen = [each for each in STUCK if not names or each.name in names]
-with cluster(address or None, num_cpus=None if address else 2, log_to_driver=False):
+with cluster(address or "local", num_cpus=None if address else 2, log_to_driver=False):
     convos = [convo_with(each) for each in chosen]
     running = [
         convo.run.remote(f"{each.name} {Path(notes) / each.name}")
