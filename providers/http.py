@@ -195,7 +195,7 @@ class Endpoint:
         """Send once and read the whole answer. httpx exceptions end here, with what they carry: the
         request they hold shows the key, so that none may stay attached as a cause or context.
         """
-        _load_httpx()
+        load_httpx()
         import httpx
 
         failure: ProviderError
@@ -269,7 +269,7 @@ class Endpoint:
         return request
 
     def _client(self) -> httpx.AsyncClient:
-        _load_httpx()
+        load_httpx()
         import httpx
 
         loop = asyncio.get_running_loop()
@@ -297,7 +297,7 @@ class Endpoint:
         return f"Endpoint({self.host!r})"
 
 
-def _load_httpx() -> None:
+def load_httpx() -> None:
     """Import httpx without its command line: what that imports is six of its seven megabytes.
 
     httpx goes without it where click is missing, so click is missing for as long as the import takes.
