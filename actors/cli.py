@@ -23,6 +23,7 @@ from palaver.actors import inputs
 from palaver.actors.interrupts import Interrupted, Interrupts
 from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import ConfigurationError, PalaverError
+from palaver.tools.builtin import CATALOGUE
 
 app = typer.Typer(
     name="palaver",
@@ -48,7 +49,26 @@ MaxResponses = Annotated[int | None, typer.Option(help="Answers for all of it to
 MaxWallTime = Annotated[float | None, typer.Option(help="Seconds for all of it together.", metavar="SECONDS")]
 Tools = Annotated[
     list[str] | None,
-    typer.Option(help="A Tool, or a list of them. May be repeated.", metavar="MODULE:NAME"),
+    typer.Option(
+        help="Built-in tools, with commas between, and your own as MODULE:NAME, a Tool or a list of them. "
+        f"May be repeated. Built in: {', '.join(CATALOGUE)}.",
+        metavar="NAME,...",
+    ),
+]
+ToolTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds a tool call may take, of tools that set no limit themselves. Default: no limit.",
+        metavar="SECONDS",
+    ),
+]
+WorkspaceFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--workspace",
+        help="The folder that tools work in. Default: the current one, when a tool needs one.",
+        metavar="FOLDER",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Approve every tool call that needs approval, unseen.")]
 Address = Annotated[
@@ -125,6 +145,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
+    workspace: WorkspaceFolder = None,
+    tool_timeout: ToolTimeout = None,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -159,6 +181,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,
+        workspace=workspace,
+        tool_timeout_s=tool_timeout,
     )
     with ExitStack() as stack:
         lines = None if out is None else stack.enter_context(inputs.open_out(out, over or ()))
@@ -178,6 +202,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
+    workspace: WorkspaceFolder = None,
+    tool_timeout: ToolTimeout = None,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -195,6 +221,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,
+        workspace=workspace,
+        tool_timeout_s=tool_timeout,
     )
     with _interrupts() as interrupts:
         from palaver.actors.chat import chat

@@ -5,24 +5,25 @@ Layer: actors, command line; no Ray.
 
 from __future__ import annotations
 
-import importlib
 import os
 import stat
-import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO
 
 from pydantic import ValidationError
 
 from palaver.actors.budget import Budget
 from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
-from palaver.providers.errors import ConfigurationError, MissingKey, PalaverError, UnknownModel
+from palaver.actors.tool_names import load_tools
+from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
 from palaver.providers.provider import Provider
-from palaver.tools.tool import Tool, check_names
+from palaver.tools.limits import ToolLimits
+from palaver.tools.tool import Tool
 
 
 class Setup(NamedTuple):
@@ -34,6 +35,8 @@ class Setup(NamedTuple):
     system_prompt: str
     max_tokens: int | None
     address: str | None
+    workspace: str | None
+    tool_limits: ToolLimits
     notes: tuple[str, ...]
 
 
@@ -48,13 +51,17 @@ def setup(
     system_prompt: str,
     max_tokens: int | None,
     address: str | None,
+    workspace: str | None,
+    tool_timeout_s: float | None,
 ) -> Setup:
     """All of it, checked. Raises ConfigurationError."""
     _check_text("--system", system_prompt)
     if max_tokens is not None and max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {max_tokens}; use 1 or more, or leave it out")
     limits = budget(max_dollars, max_responses, max_wall_time_s)
+    tool_limits = limits_of_tools(tool_timeout_s)
     loaded = load_tools(tools)
+    folder = choose_workspace(workspace, loaded)
     provider, notes = choose_model(model, base_url)
     # Only those that look prices up have one; None there means that there is none to be found.
     if limits.max_dollars is not None and getattr(provider, "price", limits) is None:
@@ -63,7 +70,19 @@ def setup(
             f"the price of {provider.model} is not known: --max-dollars stops the run as soon as an answer "
             "comes without its cost. --max-responses bounds it too",
         )
-    return Setup(provider, loaded, limits, system_prompt, max_tokens, address, notes)
+    if folder is not None:
+        notes = (*notes, f"workspace: {printable(folder)}")
+    return Setup(
+        provider=provider,
+        tools=loaded,
+        budget=limits,
+        system_prompt=system_prompt,
+        max_tokens=max_tokens,
+        address=address,
+        workspace=folder,
+        tool_limits=tool_limits,
+        notes=notes,
+    )
 
 
 def choose_model(name: str | None, base_url: str | None) -> tuple[Provider, tuple[str, ...]]:
@@ -197,56 +216,44 @@ def _check_text(option: str, text: str) -> None:
 # Tools
 
 
-def load_tools(specs: Iterable[str]) -> tuple[Tool[..., Any], ...]:
-    """The tools of `module:name`, where name is a Tool or a list of Tools. Raises ConfigurationError."""
-    specs = list(specs)
-    if specs and os.getcwd() not in sys.path:
-        # Where Ray's workers look, too.
-        sys.path.insert(0, os.getcwd())
-    tools = [each for spec in specs for each in _load(spec)]
-    check_names(tools)
-    return tuple(tools)
-
-
-def _load(spec: str) -> list[Tool[..., Any]]:
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute.isidentifier() or module_name.startswith("."):
-        raise ConfigurationError(f"--tools {spec!r} is not of the form module:name, like my_tools:search")
-    if module_name.endswith(".py") or "/" in module_name:
+def limits_of_tools(timeout_s: float | None) -> ToolLimits:
+    """The limits of tools that set none themselves. Raises ConfigurationError."""
+    if timeout_s is not None and not timeout_s > 0:
         raise ConfigurationError(
-            f"--tools {spec!r} names a file; name the module, like {Path(module_name).stem}:{attribute}, "
-            "and run where it can be imported from"
+            f"--tool-timeout is {timeout_s:g}; use seconds above 0, or leave it out for no limit"
         )
+    return ToolLimits(timeout_s=timeout_s)
+
+
+def choose_workspace(given: str | None, tools: Iterable[Tool[..., Any]]) -> str | None:
+    """The folder that the tools work in: the one given, else the current one when a tool needs one.
+
+    Raises ConfigurationError when there is none that can be written to.
+    """
+    needing = [each.name for each in tools if each.in_workspace]
+    if given is None and not needing:
+        return None
+    what = f"--workspace {given!r}"
     try:
-        module = importlib.import_module(module_name)
-    except PalaverError as error:  # a tool that cannot be made
-        raise ConfigurationError(f"--tools {spec!r}: {error}") from error
-    except (Exception, SystemExit) as error:
-        if (
-            isinstance(error, ModuleNotFoundError)
-            and error.name
-            and (module_name + ".").startswith(error.name + ".")
-        ):
-            raise ConfigurationError(
-                f"--tools {spec!r}: there is no module {error.name!r}, neither installed nor in {os.getcwd()}"
-            ) from None
+        if given is None:
+            what = f"the current folder, the workspace of {', '.join(needing)},"
+            given = os.getcwd()
+            what = f"the current folder {given!r}, the workspace of {', '.join(needing)},"
+        mode = os.stat(given).st_mode
+    except OSError as error:
         raise ConfigurationError(
-            f"--tools {spec!r}: importing module {module_name!r} failed with {type(error).__name__}: {error}"
-        ) from error
-    there = [name for name, value in vars(module).items() if isinstance(value, Tool)]
-    if not hasattr(module, attribute):
+            f"{what} cannot be used: {error.strerror}; name a folder that is there with --workspace"
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise ConfigurationError(f"{what} is no folder; name the folder that the tools are to work in")
+    try:
+        # Tried, because permissions do not tell of file systems that nobody can write to.
+        with tempfile.TemporaryFile(dir=given):
+            pass
+    except OSError as error:
         raise ConfigurationError(
-            f"--tools {spec!r}: module {module_name!r} has no {attribute!r}; its tools: {there}"
-        )
-    value: object = getattr(module, attribute)
-    found: list[object] = (
-        list(cast("Iterable[object]", value)) if isinstance(value, list | tuple) else [value]
-    )
-    tools = [cast("Tool[..., Any]", each) for each in found if isinstance(each, Tool)]
-    if not found or len(tools) < len(found):
-        wrong = next((type(each).__name__ for each in found if not isinstance(each, Tool)), "empty list")
-        raise ConfigurationError(
-            f"--tools {spec!r} is no tool, and no list of tools (found: {wrong}); make a function a "
-            f"tool with @tool of palaver.tools. Tools of that module: {there}"
-        )
-    return tools
+            f"{what} cannot be written to: {error.strerror}; name a folder that is yours with --workspace"
+        ) from None
+    path = os.path.realpath(given)
+    _check_text("the path of the workspace", path)
+    return path

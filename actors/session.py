@@ -68,6 +68,8 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
             budget=setup.budget,
             system_prompt=setup.system_prompt,
             max_tokens=setup.max_tokens,
+            tool_limits=setup.tool_limits,
+            workspace=setup.workspace,
             label=label,
         )
         runner = asyncio.Runner()

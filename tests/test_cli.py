@@ -26,6 +26,7 @@ from palaver.actors.cli import main, spread
 from palaver.actors.model_table import table
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.models import known_models
+from palaver.tools.builtin import CATALOGUE
 
 PALAVER = str(Path(sys.executable).with_name("palaver"))
 
@@ -33,7 +34,8 @@ KEYS = [row.key_variable for row in known_models(with_prices=False) if row.key_v
 
 TOOLS = '''
 import subprocess
-from palaver.tools import tool
+from pathlib import Path
+from palaver.tools import ToolCallInfo, tool
 
 @tool
 def nap(seconds: int) -> str:
@@ -51,12 +53,25 @@ def deploy(host: str) -> str:
     """Deploy."""
     return f"deployed to {host}"
 
+
+@tool(name="think")
+def other_think() -> None:
+    """Think otherwise."""
+
+think = other_think
+
+@tool(in_workspace=True)
+def leave(name: str, info: ToolCallInfo) -> str:
+    """Leave a file in the workspace, and tell where that is."""
+    Path(info.workspace, name).write_text("left")
+    return info.workspace
+
 ALL = [nap, add]
 NONE = []
 '''
 
 
-def call(name: str, id: str, **tool_input: Any) -> dict[str, Any]:
+def call(name: str, id: str, /, **tool_input: Any) -> dict[str, Any]:
     return {"type": "tool_use", "id": id, "name": name, "input": tool_input}
 
 
@@ -115,10 +130,16 @@ def palaver(*args: str) -> int:
         (["run", "x", "--max-responses", "-1"], "--max-responses: a limit of -1 is negative"),
         (["run", "x", "--max-wall-time", "-1"], "--max-wall-time is -1 s; use 0 or more"),
         (["run", "x", "--max-wall-time", "nan"], "--max-wall-time is nan; write seconds"),
-        (["run", "x", "--tools", "nothing"], "'nothing' is not of the form module:name"),
+        (["run", "x", "--tools", "nothing"], "--tools 'nothing': there is no built-in tool 'nothing'; th"),
+        (["run", "x", "--tools", "think,todos"], "no built-in tool 'todos'; did you mean 'todo'?"),
+        (["run", "x", "--tools", "my_tools.search"], "For a tool of your own write module:name"),
+        (["run", "x", "--tools", "think,"], "--tools has an empty name in it; write names with"),
+        (["run", "x", "--tools", ""], "--tools has an empty name in it"),
+        (["run", "x", "--tools", ":add"], "':add' is not of the form module:name"),
+        (["run", "x", "--tools", "think,tools_of_test_cli:think"], "tool name used more than once: 'think'"),
         (["run", "x", "--tools", "tools_of_test_cli.py:add"], "name the module, like tools_of_test_cli:add"),
         (["run", "x", "--tools", "no_such_module:add"], "there is no module 'no_such_module', neither"),
-        (["run", "x", "--tools", "tools_of_test_cli:sub"], "'sub'; its tools: ['nap', 'add', 'deploy']"),
+        (["run", "x", "--tools", "tools_of_test_cli:sub"], "has no 'sub'; its tools: ['nap', 'add', "),
         (["run", "x", "--tools", "tools_of_test_cli:tool"], "is no tool, and no list of tools (found: func"),
         (["run", "x", "--tools", "tools_of_test_cli:NONE"], "no list of tools (found: empty list)"),
         (
@@ -130,7 +151,15 @@ def palaver(*args: str) -> int:
         (["run", "x", "--model", "scripted:no.json"], "'no.json' cannot be read: No such file or directory"),
         (["run", "x", "--base-url", "http://localhost:1"], "--base-url needs --model"),
         (["chat", "--model", "gpt4.l"], "model 'gpt4.l' is not known"),
-        (["chat", "--tools", "nothing"], "'nothing' is not of the form module:name"),
+        (["chat", "--tools", "nothing"], "there is no built-in tool 'nothing'"),
+        (["run", "x", "--workspace", "no"], "--workspace 'no' cannot be used: No such file or dir"),
+        (["run", "x", "--workspace", ""], "--workspace '' cannot be used: No such file or directory"),
+        (["run", "x", "--workspace", "a.txt"], "--workspace 'a.txt' is no folder; name the folder that the"),
+        (["chat", "--workspace", "a.txt"], "--workspace 'a.txt' is no folder"),
+        (["run", "x", "--tool-timeout", "0"], "--tool-timeout is 0; use seconds above 0, or leave it out"),
+        (["run", "x", "--tool-timeout", "-1.5"], "--tool-timeout is -1.5; use seconds above 0"),
+        (["run", "x", "--tool-timeout", "nan"], "--tool-timeout is nan; use seconds above 0"),
+        (["chat", "--tool-timeout", "0"], "--tool-timeout is 0; use seconds above 0"),
         (["run", "x", "--wrong"], "No such option: --wrong"),
         (["run", "x", "y"], "unexpected extra argument"),
         (["walk"], "No such command 'walk'"),
@@ -178,6 +207,17 @@ def test_nothing_at_all_and_help_show_the_commands(capsys: pytest.CaptureFixture
     assert all(command in capsys.readouterr().out for command in ("run",))
     assert palaver("run", "--help") == 0
     assert "--over" in capsys.readouterr().out
+
+
+def test_help_names_the_built_in_tools(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for command in ("run", "chat"):
+        assert palaver(command, "--help") == 0
+        shown = capsys.readouterr().out
+        assert f"Built in: {', '.join(CATALOGUE)}." in shown
+        assert all(option in shown for option in ("--workspace", "--tool-timeout"))
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +431,26 @@ def test_run_over_files_answers_on_stdout_tells_on_stderr_and_leaves_nothing(box
             None,
         )
         assert (row["usage"]["responses"], row["usage"]["cost_usd"]) == (1, "0.0012")
+    assert box.left() == []
+
+
+@pytest.mark.ray
+def test_run_with_built_in_tools_works_in_the_workspace_under_the_time_limit(box: Box) -> None:
+    first = says(
+        call("think", "t1", thought="two steps"),
+        call("todo", "t2", items=[{"text": "nap", "status": "in_progress"}, {"text": "leave"}]),
+    )
+    second = says(call("nap", "t3", seconds=977), call("leave", "t4", name="here.txt"), call("todo", "t5"))
+    Path("tools.json").write_text(json.dumps({"replies": [first, second, "done"]}))
+    Path("work").mkdir()
+    tools = ("--tools", "think,todo", "--tools", "tools_of_test_cli:nap, tools_of_test_cli:leave")
+    limits = ("--workspace", "work", "--tool-timeout", "2", "--out", "out.jsonl", "--concurrency", "1")
+    done = box.run("run", "x", "--over", "a.txt", "--model", "scripted:tools.json", *tools, *limits)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "== a.txt ==\ndone\n\n"
+    assert done.stderr.splitlines()[:2] == ["model: scripted scripted", f"workspace: {Path.cwd() / 'work'}"]
+    assert "tool calls  leave 1, nap 1, think 1, todo 2" in done.stderr
+    assert Path("work/here.txt").read_text() == "left"
     assert box.left() == []
 
 

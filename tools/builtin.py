@@ -59,9 +59,9 @@ def builtin_tools(*names: str) -> tuple[Tool[..., Any], ...]:
 
 def unknown_name(name: str) -> str:
     """What to say of a name that is not in the catalogue."""
-    near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"there is no built-in tool {name!r}; {guess}There are: {', '.join(CATALOGUE)}"
+    near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.7)
+    guess = f"did you mean {near[0]!r}? There" if near else "there"
+    return f"there is no built-in tool {name!r}; {guess} are: {', '.join(CATALOGUE)}"
 
 
 def _load(name: str) -> list[Tool[..., Any]]:
@@ -75,6 +75,4 @@ def _load(name: str) -> list[Tool[..., Any]]:
             f"built-in tool {name!r} cannot be loaded ({error}); install palaver with all that it needs"
         ) from error
     tools = list(cast("Sequence[Tool[..., Any]]", found if isinstance(found, list | tuple) else (found,)))
-    if place.only is None:
-        return tools
-    return [next(each for each in tools if each.name == place.only)]
+    return [each for each in tools if place.only in (None, each.name)]

@@ -194,7 +194,7 @@ def _told(error: Exception, url: str) -> str:
                 return f"the host of {where} refuses connections to that port; check host and port"
             case httpx.ConnectTimeout():
                 return f"the host of {where} could not be connected to within {_CONNECT_WITHIN_S:g} s"
-            case httpx.InvalidURL():
+            case httpx.InvalidURL() if each is error:  # else it is where a redirect leads
                 return f"{where} is no URL: {each}"
             case _:
                 pass

@@ -1,0 +1,156 @@
+"""What the command line was given: tools by name, the workspace, limits of tools."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from palaver.actors.inputs import Setup, choose_workspace, limits_of_tools, setup
+from palaver.actors.tool_names import load_tools
+from palaver.providers.errors import ConfigurationError
+from palaver.tools import Tool, tool
+from palaver.tools.fetch import fetch_url
+from palaver.tools.limits import ToolLimits
+from palaver.tools.think import think
+from palaver.tools.todo import todo
+
+
+@tool(in_workspace=True)
+def reads() -> None:
+    """Work with files."""
+
+
+@tool(in_workspace=True)
+def writes() -> None:
+    """Work with files."""
+
+
+@tool
+def waits() -> None:
+    """Need no folder."""
+
+
+OWN = [reads, waits]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "script.json").write_text('["done"]')
+    return tmp_path.resolve()
+
+
+def set_up(*tools: str, workspace: str | None = None, tool_timeout_s: float | None = None) -> Setup:
+    return setup(
+        model="scripted:script.json",
+        base_url=None,
+        tools=tools,
+        max_dollars=None,
+        max_responses=None,
+        max_wall_time_s=None,
+        system_prompt="",
+        max_tokens=None,
+        address=None,
+        workspace=workspace,
+        tool_timeout_s=tool_timeout_s,
+    )
+
+
+def test_tools_are_named_with_commas_between_in_several_options_and_keep_their_order(here: Path) -> None:
+    this = __name__
+    assert load_tools(["todo, think", f"{this}:waits,web", f"{this}:reads"]) == (
+        todo,
+        think,
+        waits,
+        fetch_url,
+        reads,
+    )
+    assert load_tools([f"{this}:OWN"]) == (reads, waits)
+    assert load_tools([]) == ()
+
+
+def test_built_in_tools_named_twice_are_there_once_and_ones_own_are_refused(here: Path) -> None:
+    assert load_tools(["web,fetch_url", "think", "think"]) == (fetch_url, think)
+    with pytest.raises(ConfigurationError, match="used more than once: 'waits'"):
+        load_tools([f"{__name__}:waits", f"{__name__}:OWN"])
+
+
+def test_current_folder_is_looked_into_for_ones_own_tools_alone(here: Path) -> None:
+    load_tools(["think"])
+    assert str(here) not in sys.path
+    load_tools([f"{__name__}:waits"])
+    assert str(here) in sys.path
+
+
+@pytest.mark.parametrize(
+    ("given", "tools", "expected"),
+    [
+        (None, [waits], None),
+        (None, [], None),
+        (None, [waits, reads], "."),
+        ("sub", [waits], "sub"),
+        ("sub", [reads], "sub"),
+        ("link", [reads], "sub"),
+    ],
+)
+def test_workspace_is_the_one_given_or_the_current_folder_where_it_is_needed(
+    here: Path, given: str | None, tools: list[Tool[..., object]], expected: str | None
+) -> None:
+    (here / "sub").mkdir()
+    (here / "link").symlink_to("sub")
+    assert choose_workspace(given, tools) == (
+        None if expected is None else os.path.join(here, expected).removesuffix("/.")
+    )
+    assert sorted(os.listdir(here)) == ["link", "script.json", "sub"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder that nobody can write to")
+def test_workspace_that_nobody_can_write_to_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "--workspace '/proc' cannot be written to: "
+    with pytest.raises(ConfigurationError, match=told):
+        choose_workspace("/proc", [])
+    monkeypatch.chdir("/proc")
+    told = "the current folder '/proc', the workspace of reads, writes, cannot be written to: "
+    with pytest.raises(ConfigurationError, match=told):
+        choose_workspace(None, [reads, waits, writes])
+    assert choose_workspace(None, [waits]) is None
+
+
+def test_current_folder_that_is_gone_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = here / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(
+        ConfigurationError, match="the current folder, the workspace of reads, cannot be used"
+    ):
+        choose_workspace(None, [reads])
+
+
+def test_workspace_whose_name_is_no_text_is_refused(here: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    os.mkdir(name)
+    with pytest.raises(ConfigurationError, match="path of the workspace is no UTF-8"):
+        choose_workspace(name, [reads])
+
+
+def test_limits_of_tools_are_in_seconds() -> None:
+    assert limits_of_tools(None) == ToolLimits()
+    assert limits_of_tools(1.5) == ToolLimits(timeout_s=1.5)
+    assert limits_of_tools(math.inf).seconds is None
+
+
+def test_setup_tells_the_workspace_and_has_the_limits(here: Path) -> None:
+    made = set_up("think", f"{__name__}:reads", tool_timeout_s=90)
+    assert (made.workspace, made.tool_limits) == (str(here), ToolLimits(timeout_s=90))
+    assert made.notes == ("model: scripted scripted", f"workspace: {here}")
+    made = set_up("think")
+    assert (made.workspace, made.tool_limits) == (None, ToolLimits())
+    assert made.notes == ("model: scripted scripted",)
+    (here / "new\nline").mkdir()
+    assert set_up(workspace="new\nline").notes[1].count("\n") == 0
