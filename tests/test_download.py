@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -270,8 +271,17 @@ async def test_decompression_bomb_becomes_no_more_than_the_limit(site: Site, enc
     zeros = b"a" * 100_000_000
     raw = gzip.compress(zeros) if encoding == "gzip" else zlib.compress(zeros)
     assert len(raw) < 150_000
-    came = await download(site.has("/", raw, type="text/plain", content_encoding=encoding), SMALL)
+    del zeros
+    url = site.has("/", raw, type="text/plain", content_encoding=encoding)
+    tracemalloc.start()
+    try:
+        came = await download(url, SMALL)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert (len(came.body), came.cut) == (10_000, "only its first 10000 bytes were read")
+    # One block of what the network gives becomes 64 MB when all of it is decompressed.
+    assert peak_bytes < 20_000_000
 
 
 async def test_compression_that_cannot_be_undone_is_told(site: Site) -> None:

@@ -18,6 +18,7 @@ class Visit(BaseHTTPRequestHandler):
 
     site: Site
     timeout = 10
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.site.visits.append((self.path, self.headers))
@@ -26,6 +27,7 @@ class Visit(BaseHTTPRequestHandler):
             if answer is None:
                 self.say("no such page", status=404, type="text/plain")
             else:
+                self.close_connection = True  # unless all is said
                 answer(self)
 
     def say(
@@ -37,6 +39,7 @@ class Visit(BaseHTTPRequestHandler):
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         self.begin(status, given)
         self.wfile.write(raw)
+        self.close_connection = not given["content-length"]
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer's head."""
