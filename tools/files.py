@@ -87,12 +87,12 @@ def write_file(path: str, content: str, info: ToolCallInfo) -> str:
             data = content.encode()
         except UnicodeEncodeError as error:
             raise files.refusal(
-                f"content has half a character (a surrogate) at character {error.start + 1}, which no file can "
-                "have; nothing was written"
+                f"content has half a character (a surrogate) at character {error.start + 1}, which no file "
+                "can have; nothing was written"
             ) from error
-        if path.endswith("/"):
-            raise files.refusal(f"'{path}' is the path of a folder; give the path of a file")
         with files.place(path, make_parents=True) as place:
+            if path.endswith("/"):
+                raise files.refusal(f"'{path}' is the path of a folder; give the path of a file")
             before = place.status()
             replace(place, data)
             lines = content.count("\n") + (not content.endswith("\n") and content != "")
