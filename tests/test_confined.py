@@ -473,7 +473,7 @@ def test_swapping_all_the_time_leads_nowhere(workspace: Path, outside: Path) -> 
         each.start()
     told: list[str] = []
     try:
-        for _ in range(150):
+        for _ in range(60):
             for call in (
                 lambda: read_file("other", info),
                 lambda: read_file("dir/file.txt", info),

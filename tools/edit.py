@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -172,18 +173,16 @@ def _same_but_for_space(lines: Sequence[str], wanted: Sequence[str]) -> int | No
 
 def _most_like(lines: Sequence[str], wanted: Sequence[str]) -> int | None:
     """The index from which on most of the wanted lines are, or else one like the longest of them."""
-    bare = {line.strip() for line in wanted} - {""}
-    hits = [line.strip() in bare for line in lines]
-    count = sum(hits[: len(wanted)])
-    best, most = 0, count
-    for index in range(1, len(lines)):
-        count += (hits[index + len(wanted) - 1] if index + len(wanted) - 1 < len(lines) else 0) - hits[
-            index - 1
-        ]
-        if count > most:
-            best, most = index, count
-    if most:
-        return best
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for offset, line in enumerate(wanted):
+        # Of a line that is there many times, such as "}", the first places will do.
+        if line.strip() and len(places[line.strip()]) < _MAX_PLACES:
+            places[line.strip()].append(offset)
+    votes = Counter(
+        index - offset for index, line in enumerate(lines) for offset in places.get(line.strip(), ())
+    )
+    if votes:
+        return max(0, max(votes, key=lambda index: (votes[index], -index)))
     longest = max(range(len(wanted)), key=lambda index: len(wanted[index].strip()))
     near = difflib.get_close_matches(
         _clipped(wanted[longest].strip()),

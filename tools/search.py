@@ -118,7 +118,8 @@ class _Search:
             self.binary += 1
             return
         self.files += 1
-        before: deque[Piece] = deque(maxlen=self.context_lines)
+        # One more than is shown: the last may be the start of the line that is searched.
+        before: deque[Piece] = deque(maxlen=self.context_lines + 1)
         last_shown = after = 0
         found_any = False
         for piece, match in self._lines(text, walk):
@@ -133,9 +134,10 @@ class _Search:
             if self.matches == self.max_matches or self.used > MAX_SEARCH_BYTES:
                 self.full = True
                 break
-            earlier = [each for each in before if last_shown < each.number < piece.number]
+            since = max(last_shown, piece.number - self.context_lines - 1)
+            earlier = [each for each in before if since < each.number < piece.number]
             first = earlier[0].number if earlier else piece.number
-            if self.context_lines and self.lines and first != last_shown + 1:
+            if self.context_lines and self.lines and (not last_shown or first != last_shown + 1):
                 self._add("--")
             for each in earlier:
                 self._add(f"{shown}-{each.number}-{_around(each.text)}")

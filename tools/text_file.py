@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from palaver.providers.messages import ImageMediaType
@@ -199,7 +200,8 @@ class TextFile:
 
     def _codec(self, asked: str) -> str:
         try:
-            b"".decode(asked)
+            with suppress(UnicodeDecodeError):  # what it tells of one byte does not matter here
+                b"a".decode(asked)
             codecs.getincrementaldecoder(asked)
             return codecs.lookup(asked).name
         except (LookupError, UnicodeError, ValueError) as error:
