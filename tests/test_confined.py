@@ -5,6 +5,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 from file_calls import Calls
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from palaver.tools import ToolCallInfo, ToolError
+from palaver.tools.confined import Confined
 from palaver.tools.files import edit_file, list_files, read_file, search_files, write_file
 
 SECRET = "do not tell"
@@ -309,6 +313,46 @@ async def test_a_hard_link_is_read_and_its_other_name_keeps_its_content(
     await calls.text("write_file", path="hard", content="changed")
     await calls.text("edit_file", path="hard", old="changed", new="again")
     assert (outside / "file.txt").read_text() == f"{SECRET}\n"
+
+
+NAMES = st.sampled_from(["a", "b", "c", "..", ".", "{ws}", "", "f", "ws", "outside", "/"])
+PATHS = st.lists(NAMES, min_size=1, max_size=6).map("/".join)
+
+
+@settings(derandomize=True, max_examples=200, deadline=None, database=None)
+@given(links=st.dictionaries(st.sampled_from(["a", "b", "c", "d/a", "d/b"]), PATHS), path=PATHS)
+def test_a_path_leads_where_the_system_says_or_nowhere(links: dict[str, str], path: str) -> None:
+    """Whatever the links are: what is opened is what realpath tells, and only when that is inside."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = os.path.realpath(folder) + "/ws"
+        os.makedirs(top + "/d/e")
+        os.makedirs(top + "/../outside/d")
+        for where in ("/f", "/d/f", "/d/e/f", "/../outside/f", "/../f"):
+            Path(top + where).write_text(where)
+        for name, target in links.items():
+            os.symlink(target.format(ws=top) or ".", f"{top}/{name}")
+        path = path.format(ws=top) or "."
+        try:
+            from_root = path if path.startswith("/") else f"{top}/{path}"
+            os.stat(from_root)  # realpath lets "file/.." pass, which the system does not
+            real = os.path.realpath(from_root)
+        except OSError:
+            real = None
+        info = ToolCallInfo("call-1", "tool", "abc-defg", workspace=top)
+        try:
+            with Confined(info) as files, files.place(path) as place:
+                status = place.status()
+                led_to = f"{top}/{place.path}".rstrip("/") if status is not None else None
+                why = "it is not there"
+        except ToolError as error:
+            led_to, why = None, str(error)
+        if led_to is not None:
+            # Where the system is stricter, a file was given a "/" as if it were a folder.
+            assert led_to == real or (real is None and Path(led_to).is_file())
+            assert f"{led_to}/".startswith(f"{top}/")
+        elif real is not None and f"{real}/".startswith(f"{top}/") and "40 links" not in why:
+            # Refused although it is inside: only for a way through another folder outside.
+            assert any("outside" in each for each in [path, *links.values()]), why
 
 
 # What follows swaps files and folders for links during a call.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from file_calls import Calls
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palaver.tools.edit import Edit
@@ -141,6 +141,7 @@ async def test_edits_at_once_all_count(calls: Calls, path: Path) -> None:
 LINES = st.text(alphabet="ab \r\n", max_size=12)
 
 
+@settings(derandomize=True, deadline=None, database=None)
 @given(text=LINES, old=LINES.filter(bool), new=LINES)
 def test_an_edit_changes_nothing_but_its_places(text: str, old: str, new: str) -> None:
     """In lines, as a model sees them, it is what str.replace does; elsewhere not a byte changes."""

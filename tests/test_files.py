@@ -273,7 +273,7 @@ async def test_a_file_without_permission_is_told(calls: Calls, tmp_path: Path) -
     (tmp_path / "a").write_text("secret")
     (tmp_path / "a").chmod(0)
     assert await calls.refusal("read_file", path="a") == "cannot read 'a': Permission denied"
-    assert "1 file" in await calls.text("search_files", pattern="x")
+    assert "no permission to read: a" in await calls.text("search_files", pattern="x")
 
 
 async def test_names_that_are_no_utf_8_can_be_read_as_they_are_shown(calls: Calls, tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ def _read_lines(files: Confined, text: TextFile, shown: str, start_line: int, ma
         notes.append(f"read on with start_line={last + 1}")
     if cut:
         notes.append(
-            f"{cut} {'line is' if cut == 1 else 'lines are'} cut after {MAX_LINE_CHARS:,} characters (…); search_files shows what is around "
-            "a match"
+            f"{cut} {'line is' if cut == 1 else 'lines are'} cut after {MAX_LINE_CHARS:,} characters (…); "
+            "search_files shows what is around a match"
         )
     if "\r\n" in endings:
         notes.append("some lines end with CRLF" if "\n" in endings else "lines end with CRLF")
