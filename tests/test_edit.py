@@ -86,9 +86,9 @@ async def test_what_is_no_edit_is_told(calls: Calls, path: Path, old: str, new: 
             "with other spaces, tabs or indentation it is; copy it from the file, which has:\n5\t",
         ),
         ("5\tdef two():\n6\t    return 2", "without the line numbers before each line"),
-        ("def two():\n    return two\n", "The most like it is:\n5\tdef two():\n6\t    return 2"),
-        ("def twoo():", "The most like it is:\n5\tdef two():"),
-        ("class Nothing(Like): it", "nor anything like it; read_file shows what the file has"),
+        ("def two():\n    return two\n", "The most like old is:\n5\tdef two():\n6\t    return 2"),
+        ("def twoo():", "The most like old is:\n5\tdef two():"),
+        ("class Nothing(Like): it", "There is nothing like old either; read_file shows what the file has"),
         ("   ", "old is there"),
     ],
 )
@@ -101,7 +101,7 @@ async def test_a_text_that_is_not_there_is_told_with_what_is(
 
 async def test_an_edit_made_before_is_told_as_such(calls: Calls, path: Path) -> None:
     await calls.text("edit_file", path="a.py", old="return 1", new="yield 1")
-    assert "old is not there, but new is, in line 2; the change may have been made already" in (
+    assert "old is not there, but new is, in line 2: the change may have been made already" in (
         await calls.refusal("edit_file", path="a.py", old="return 1", new="yield 1")
     )
 

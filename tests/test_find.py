@@ -34,11 +34,11 @@ async def test_a_pattern_lists_what_is_below_and_says_what_was_left_out(calls: C
     assert await calls.text("list_files", pattern="**") == (
         ".git/\nREADME.md (9 bytes)\nempty/\nnode_modules/\nsrc/\nsrc/a.py (8 bytes)\nsrc/b.py (8 bytes)\n"
         "src/deep/\nsrc/deep/c.py (13 bytes)\nsrc/node_modules/\n[10 entries of '.' for '**'; not entered "
-        "unless named by path or pattern: .git/, node_modules/, src/node_modules/]"
+        "unless named by path or pattern: .git/, node_modules/ (2)]"
     )
     assert await calls.text("list_files", path="src", pattern="*.py") == (
         "src/a.py (8 bytes)\nsrc/b.py (8 bytes)\nsrc/deep/c.py (13 bytes)\n[3 entries of 'src' for '*.py'; "
-        "not entered unless named by path or pattern: src/node_modules/]"
+        "not entered unless named by path or pattern: node_modules/]"
     )
     assert await calls.text("list_files", pattern="src/*.py") == (
         "src/a.py (8 bytes)\nsrc/b.py (8 bytes)\n[2 entries of '.' for 'src/*.py']"

@@ -92,16 +92,16 @@ class Edit:
                 "old is not there as it was given, but with other spaces, tabs or indentation it is; copy it "
                 f"from the file, which has:\n{numbered(lines, at, at + len(wanted))}"
             )
-        done = self.new.strip() and Edit(self.new, self.old).spans(text)
+        told = "old is not there"
+        done = Edit(self.new, self.old).spans(text) if self.new.strip() else []
         if done:
-            return (
-                f"old is not there, but new is, in line {line_at(text, done[0][0])}; the change may have "
-                "been made already. read_file shows what the file has now"
+            told += (
+                f", but new is, in line {line_at(text, done[0][0])}: the change may have been made already"
             )
         at = _most_like(lines, wanted)
         if at is None:
-            return "old is not there, nor anything like it; read_file shows what the file has"
-        return f"old is not there. The most like it is:\n{numbered(lines, at, at + len(wanted))}"
+            return f"{told}. There is nothing like old either; read_file shows what the file has"
+        return f"{told}. The most like old is:\n{numbered(lines, at, at + len(wanted))}"
 
 
 def changed(text: str, starts: Sequence[int], new: str) -> str:

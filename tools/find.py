@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -95,7 +96,7 @@ class Walk:
 
     place: Place
     glob: Glob | None
-    skipped: list[str] = field(default_factory=list[str])
+    skipped: Counter[str] = field(default_factory=Counter[str])
     unreadable: list[str] = field(default_factory=list[str])
     cut: list[str] = field(default_factory=list[str])
     deep: list[str] = field(default_factory=list[str])
@@ -116,8 +117,11 @@ class Walk:
 
     def notes(self) -> list[str]:
         """What the walk did not look at, as text."""
+        skipped = [
+            f"{name}/ ({count:,})" if count > 1 else f"{name}/" for name, count in self.skipped.items()
+        ]
         told = [
-            ("not entered unless named by path or pattern", self.skipped),
+            ("not entered unless named by path or pattern", skipped),
             ("no permission to read", self.unreadable),
             (f"only the first {_MAX_NAMES:,} names read of", self.cut),
             (f"not entered, because more than {_MAX_DEPTH} folders deep", self.deep),
@@ -143,7 +147,7 @@ class Walk:
 
     def _into(self, found: Found, state: State, depth: int) -> Iterator[Found]:
         if found.name in SKIPPED and not (self.glob is not None and self.glob.names(found.name)):
-            self.skipped.append(f"{found.shown}/")
+            self.skipped[found.name] += 1
             return
         if depth >= _MAX_DEPTH:
             self.deep.append(f"{found.shown}/")

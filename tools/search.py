@@ -165,8 +165,12 @@ class _Search:
         return "\n".join([*self.lines, f"[{'; '.join([*notes, *walk.notes()])}]"])
 
     def _lines(self, text: TextFile, walk: Walk) -> Iterator[tuple[Piece, re.Match[str] | None]]:
-        """Each line, by its first piece, and the first match in it; of a long line also by a later piece."""
+        """Each line, by its first piece, and the first match in it; of a long line also by a later piece.
+
+        Lines without a match only where they may be shown around one.
+        """
         find = self.regex.search
+        all_lines = self.context_lines > 0
         tail = ""
         done = False
         for count, piece in enumerate(text.pieces(_PIECE_CHARS), 1):
@@ -176,7 +180,8 @@ class _Search:
                 match = find(piece.text)
                 done = match is not None
                 tail = ""
-                yield piece, match
+                if done or all_lines:
+                    yield piece, match
             elif not done:
                 # From 1 on, for "^" is no match there.
                 match = find(tail + piece.text, 1)
