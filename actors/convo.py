@@ -48,7 +48,8 @@ from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
 from palaver.tools.limits import ToolLimits
-from palaver.tools.task import PackedTool, RayToolset, pack
+from palaver.tools.mcp import McpTool
+from palaver.tools.task import AnyPacked, PackedTool, RayToolset, pack
 from palaver.tools.tool import Tool, check_names
 from palaver.tools.workspace import Workspace
 
@@ -64,7 +65,7 @@ _LINGER_S = 1.0
 _WITHDRAWN_WITHIN_S = 2.0
 """How long a cancel may wait for the root to take back a request for approval."""
 
-AnyTool: TypeAlias = Tool[..., Any] | PackedTool
+AnyTool: TypeAlias = Tool[..., Any] | AnyPacked
 
 
 class SubConvoOptions(TypedDict, total=False):
@@ -145,7 +146,7 @@ class ConvoActor:
     def __init__(
         self,
         provider: Provider,
-        tools: Sequence[PackedTool],
+        tools: Sequence[AnyPacked],
         settings: Settings,
         listener: Listener | None = None,
         *,
@@ -702,8 +703,10 @@ def _workspace(given: str | os.PathLike[str] | Workspace | None) -> Workspace | 
 
 def _checked(tools: Iterable[AnyTool]) -> Iterable[AnyTool]:
     for each in tools:
-        if not isinstance(cast("object", each), Tool | PackedTool):
-            raise ConfigurationError(f"{each!r} is no tool; make it one with @tool")
+        if not isinstance(cast("object", each), Tool | PackedTool | McpTool):
+            raise ConfigurationError(
+                f"{each!r} is no tool; make it one with @tool, or get some with mcp_tools"
+            )
         yield each
 
 

@@ -1,4 +1,4 @@
-"""Tools: functions a model can call, each call a Ray task."""
+"""Tools: functions a model can call, each call a Ray task, and the tools of MCP servers."""
 
 from palaver.tools.call import ToolCallInfo, current_call
 from palaver.tools.errors import (
@@ -15,6 +15,7 @@ from palaver.tools.errors import (
     ToolTimedOut,
 )
 from palaver.tools.limits import ToolLimits
+from palaver.tools.mcp import McpTool, mcp_tools
 from palaver.tools.stopped import EndedProcess, Stopped
 from palaver.tools.tool import Resources, Tool, tool
 from palaver.tools.workspace import Workspace
@@ -22,6 +23,7 @@ from palaver.tools.workspace import Workspace
 __all__ = [
     "DoNotRespond",
     "EndedProcess",
+    "McpTool",
     "Resources",
     "Stopped",
     "Tool",
@@ -39,5 +41,6 @@ __all__ = [
     "ToolTimedOut",
     "Workspace",
     "current_call",
+    "mcp_tools",
     "tool",
 ]

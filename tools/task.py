@@ -1,4 +1,4 @@
-"""The Ray task that every tool call is, and the one module of this layer that knows Ray.
+"""The Ray task that every tool call is; but for those of MCP servers, which `mcp_servers` makes.
 
 A cancelled call is stopped with `ray.cancel`, which the worker sees as SIGINT (see `supervisor`). Only
 where the tool holds the interpreter lock nothing sees it, and `ray.cancel(force=True)` neither, which
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import ray
 from ray import cloudpickle
@@ -38,6 +38,8 @@ from palaver.tools import guarded
 from palaver.tools.call import Job, ToolCallInfo
 from palaver.tools.errors import ToolCancelled, ToolCrashed, ToolDefinitionError, ToolError
 from palaver.tools.limits import ToolLimits
+from palaver.tools.mcp import McpTool
+from palaver.tools.mcp_servers import McpServers
 from palaver.tools.outcome import Outcome
 from palaver.tools.placement import shortfall
 from palaver.tools.stopped import Stopped
@@ -85,12 +87,24 @@ class PackedTool:
         return PackedTool, tuple(getattr(self, each) for each in PackedTool.__slots__)
 
 
-def pack(tool: Tool[..., Any] | PackedTool) -> PackedTool:
+AnyPacked: TypeAlias = PackedTool | McpTool
+"""A tool as a conversation holds it."""
+
+
+@overload
+def pack(tool: Tool[..., Any] | PackedTool) -> PackedTool: ...
+
+
+@overload
+def pack(tool: Tool[..., Any] | AnyPacked) -> AnyPacked: ...
+
+
+def pack(tool: Tool[..., Any] | AnyPacked) -> AnyPacked:
     """A tool as it travels: by its module and name where it has those, else with its code.
 
     Raises ToolDefinitionError for code that cannot be pickled, or resources that Ray does not know.
     """
-    if isinstance(tool, PackedTool):
+    if isinstance(tool, AnyPacked):
         return tool
     try:
         cast("Any", run_tool).options(**_ray_options(tool.resources))
@@ -160,7 +174,7 @@ def run_tool(code: bytes, order: _Order, tool_input: Mapping[str, Any], info: To
 
 
 class RayToolset:
-    """Runs each call as a Ray task of its own.
+    """Runs each call as a Ray task of its own, or as one of the actor that holds its MCP server.
 
     `lineage` are the ids of the conversation it is for and of those above it, the root first; `limits`
     hold for tools that have none of their own. Raises ConfigurationError for a tool that works in a
@@ -169,7 +183,7 @@ class RayToolset:
 
     def __init__(
         self,
-        tools: Iterable[PackedTool],
+        tools: Iterable[AnyPacked],
         lineage: Sequence[str],
         convo: object,
         *,
@@ -181,6 +195,7 @@ class RayToolset:
         self._convo = convo
         self._workspace = workspace
         self._limits = limits or ToolLimits()
+        self._mcp = McpServers(self._lineage, workspace, lambda title: _on_every_node(_Ask("kill", (title,))))
         self._state: dict[str, Any] = {}
         self._jobs: dict[str, _RunningJob] = {}
         self._shipped: dict[bytes, Any] = {}
@@ -193,7 +208,7 @@ class RayToolset:
         return [each.spec for each in self._tools.values()]
 
     @property
-    def tools(self) -> Mapping[str, PackedTool]:
+    def tools(self) -> Mapping[str, AnyPacked]:
         """The tools by name."""
         return self._tools
 
@@ -219,13 +234,17 @@ class RayToolset:
         return {id: job.label for id, job in self._jobs.items()}
 
     async def end_jobs(self, cause: str) -> Sequence[EndedJob]:
-        """Stop everything that goes on in the background. Returns once nothing of it is left."""
+        """Stop everything that goes on in the background, MCP servers too.
+
+        Returns once nothing of it is left.
+        """
         jobs = dict(self._jobs)
         for job in jobs.values():
             job.stop()
         if jobs:
             await asyncio.wait([job.task for job in jobs.values()])
-        return [EndedJob(id, job.label, job.task.result().stopped or Stopped()) for id, job in jobs.items()]
+        ended = [EndedJob(id, job.label, job.task.result().stopped or Stopped()) for id, job in jobs.items()]
+        return [*ended, *await self._mcp.end()]
 
     async def fence(self, convo_ids: Sequence[str]) -> Stopped:
         """End, on every node, what runs for conversations whose processes are gone, and for those below."""
@@ -243,8 +262,11 @@ class RayToolset:
         self._jobs[id] = _RunningJob(job.label, task)
         task.add_done_callback(lambda _: self._jobs.pop(id, None))
 
-    async def _run(self, tool: PackedTool, tool_input: Mapping[str, Any], id: str, approved: bool) -> Outcome:
+    async def _run(self, tool: AnyPacked, tool_input: Mapping[str, Any], id: str, approved: bool) -> Outcome:
         """Run a call, and again when its process died and the tool says that this is safe."""
+        if isinstance(tool, McpTool):
+            limits = tool.limits.or_else(self._limits)
+            return await self._mcp.run(tool, tool_input, limits, approved)
         for _ in range(tool.retries):
             outcome, died = await self._run_once(tool, tool_input, id, approved)
             if not died:

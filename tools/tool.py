@@ -269,5 +269,5 @@ def check_names(tools: Iterable[HasSpec]) -> None:
     if twice:
         raise ToolDefinitionError(
             f"tool name used more than once: {', '.join(map(repr, twice))}; a model tells tools apart by "
-            "name, so rename one with @tool(name=...)"
+            "name, so rename one with @tool(name=...), or a server's with mcp_tools(..., name=...)"
         )

@@ -10,16 +10,16 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from palaver.providers.messages import ToolUse
 from palaver.providers.provider import ToolSpec, new_request_id
 from palaver.tools.call import ToolCallInfo, set_current_call
-from palaver.tools.errors import ToolNotFound, ToolTimedOut
+from palaver.tools.errors import ToolDefinitionError, ToolNotFound, ToolTimedOut
 from palaver.tools.limits import ToolLimits
 from palaver.tools.outcome import Outcome
 from palaver.tools.stopped import Stopped
-from palaver.tools.tool import Tool, check_names
+from palaver.tools.tool import NeedsApproval, Tool, check_names
 
 
 class Toolset(Protocol):
@@ -84,6 +84,11 @@ class InlineToolset:
         limits: ToolLimits | None = None,
     ) -> None:
         tools = list(tools)
+        wrong = [each for each in tools if not isinstance(cast("object", each), Tool)]
+        if wrong:
+            raise ToolDefinitionError(
+                f"{wrong[0]!r} is no tool that can run in this process; tools of MCP servers run in a Convo"
+            )
         check_names(tools)
         self._tools = {each.name: each for each in tools}
         self._convo_id = convo_id
@@ -178,7 +183,16 @@ async def _call(
         return Outcome.of_error(tool.name, error, started_at)
 
 
-def asks_approval(tool: Tool[..., Any], tool_input: Mapping[str, Any]) -> bool:
+class HasApproval(Protocol):
+    """Anything of which it is known whether its calls need a yes."""
+
+    @property
+    def needs_approval(self) -> NeedsApproval:
+        """Always, never, or what a function says of the input."""
+        ...
+
+
+def asks_approval(tool: HasApproval, tool_input: Mapping[str, Any]) -> bool:
     """Whether a call of `tool` with this input, which fits its schema, needs a yes."""
     if isinstance(tool.needs_approval, bool):
         return tool.needs_approval
