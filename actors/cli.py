@@ -71,6 +71,13 @@ WorkspaceFolder = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Approve every tool call that needs approval, unseen.")]
+Mcp = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An MCP server whose tools to use: a command in quotes, or a URL. May be repeated.",
+        metavar="COMMAND|URL",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -147,6 +154,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     yes: Yes = False,
     workspace: WorkspaceFolder = None,
     tool_timeout: ToolTimeout = None,
+    mcp: Mcp = None,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -175,6 +183,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         model=model,
         base_url=base_url,
         tools=tools or (),
+        mcp=mcp or (),
         max_dollars=max_dollars,
         max_responses=max_responses,
         max_wall_time_s=max_wall_time,
@@ -204,6 +213,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     yes: Yes = False,
     workspace: WorkspaceFolder = None,
     tool_timeout: ToolTimeout = None,
+    mcp: Mcp = None,
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
@@ -215,6 +225,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         model=model,
         base_url=base_url,
         tools=tools or (),
+        mcp=mcp or (),
         max_dollars=max_dollars,
         max_responses=max_responses,
         max_wall_time_s=max_wall_time,

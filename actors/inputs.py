@@ -6,6 +6,7 @@ Layer: actors, command line; no Ray.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -23,14 +24,15 @@ from palaver.actors.tool_names import load_tools
 from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
 from palaver.providers.provider import Provider
 from palaver.tools.limits import ToolLimits
-from palaver.tools.tool import Tool
+from palaver.tools.mcp import McpTool, mcp_tools
+from palaver.tools.tool import Tool, check_names
 
 
 class Setup(NamedTuple):
     """What a conversation is made of. `notes` are for the person to read before it starts."""
 
     provider: Provider
-    tools: tuple[Tool[..., Any], ...]
+    tools: tuple[Tool[..., Any] | McpTool, ...]
     budget: Budget
     system_prompt: str
     max_tokens: int | None
@@ -45,6 +47,7 @@ def setup(
     model: str | None,
     base_url: str | None,
     tools: Sequence[str],
+    mcp: Sequence[str] = (),
     max_dollars: str | None,
     max_responses: int | None,
     max_wall_time_s: float | None,
@@ -60,7 +63,8 @@ def setup(
         raise ConfigurationError(f"--max-tokens is {max_tokens}; use 1 or more, or leave it out")
     limits = budget(max_dollars, max_responses, max_wall_time_s)
     tool_limits = limits_of_tools(tool_timeout_s)
-    loaded = load_tools(tools)
+    loaded = (*load_tools(tools), *load_mcp(mcp))
+    check_names(loaded)
     folder = choose_workspace(workspace, loaded)
     provider, notes = choose_model(model, base_url)
     # Only those that look prices up have one; None there means that there is none to be found.
@@ -216,9 +220,10 @@ def _check_text(option: str, text: str) -> None:
 # Tools
 
 
-def limits_of_tools(timeout_s: float | None) -> ToolLimits:
-    """The limits of tools that set none themselves. Raises ConfigurationError."""
-    if timeout_s is not None and not timeout_s > 0:
+    tool_limits = limits_of_tools(tool_timeout_s)
+    loaded = (*load_tools(tools), *load_mcp(mcp))
+    check_names(loaded)
+    folder = choose_workspace(workspace, loaded)
         raise ConfigurationError(
             f"--tool-timeout is {timeout_s:g}; use seconds above 0, or leave it out for no limit"
         )

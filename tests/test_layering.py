@@ -20,6 +20,7 @@ LAYERS = ("providers", "tools", "actors")
 MAY_IMPORT_RAY = frozenset(
     {
         "tools/task.py",  # the one Ray task that runs a tool
+        "tools/mcp_servers.py",  # the actors that hold the MCP servers of a conversation
         "actors/cluster.py",  # starts and joins Ray
         "actors/convo.py",  # the actor around a conversation
         "actors/replies.py",  # what an actor answers, less Ray's exceptions
@@ -95,8 +96,20 @@ def test_ray_is_imported_only_where_an_actor_or_a_task_is_defined_or_called(path
         assert crossings(path, "ray") == []
 
 
-def test_tools_import_ray_in_exactly_one_module() -> None:
-    assert [name_of(path) for path in modules_of("tools") if crossings(path, "ray")] == ["tools/task.py"]
+def test_tools_import_ray_in_exactly_two_modules() -> None:
+    knowing = [name_of(path) for path in modules_of("tools") if crossings(path, "ray")]
+    assert knowing == ["tools/mcp_servers.py", "tools/task.py"]
+
+
+def test_the_sdk_of_mcp_is_imported_only_where_a_server_is_talked_to() -> None:
+    knowing = [name_of(path) for path in MODULES if crossings(path, "mcp", "mcp_types", "httpx2")]
+    assert knowing == [
+        "tools/mcp_content.py",
+        "tools/mcp_host.py",
+        "tools/mcp_listing.py",
+        "tools/mcp_session.py",
+        "tools/mcp_stdio.py",
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -66,6 +66,19 @@ def any_left() -> bool:
     return False
 
 
+def collect_orphans(but: int | None) -> None:
+    """Collect the adopted processes that have ended, which nobody else does, but for child `but`.
+
+    Once that one has ended, it is in the way of the others, and they wait for `any_left`.
+    """
+    if sys.platform == "linux":
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid == but:
+                    return
+                os.waitpid(ended.si_pid, os.WNOHANG)
+
+
 class Descendants:
     """The descendants of this process that were started after `since` (by `process_clock`)."""
 

@@ -24,7 +24,7 @@ from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
-from palaver.tools.descendants import Descendants, adopt_orphans, any_left, process_clock
+from palaver.tools.descendants import Descendants, adopt_orphans, any_left, collect_orphans, process_clock
 from palaver.tools.mcp_server import McpServer
 from palaver.tools.mcp_stdio import StdioServer
 from palaver.tools.stopped import EndedProcess, Stopped
@@ -130,6 +130,8 @@ class McpSession:
         assert self._keeper is not None
         if self._keeper.done() or self._has_ended():
             raise ServerLost(self._how(), over=True, untouched=True)
+        if self._stdio is not None:
+            collect_orphans(but=self._stdio.pid)
         call = asyncio.create_task(self._client.call_tool(name, arguments))
         try:
             await asyncio.wait({call})

@@ -90,6 +90,11 @@ class StdioServer(asyncio.SubprocessProtocol):
         return self._exited.is_set()
 
     @property
+    def pid(self) -> int | None:
+        """The process's id; None before it was started."""
+        return None if self._transport is None else self._transport.get_pid()
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
         return None if self._transport is None else self._transport.get_returncode()
