@@ -147,7 +147,7 @@ async def test_a_server_that_dies_is_started_again_once_and_then_reported(
         assert "is not started again" in text(await waiting)
         refused = await call(tools, "whoami")
         assert type(refused.error) is ToolCrashed
-        assert "died 2 times in this conversation" in text(refused)
+        assert "failed 2 times in this conversation" in text(refused)
         assert "exit code -9" in text(refused)
 
         # Whoever ends what runs may have mended it.
@@ -281,35 +281,48 @@ def run_npm(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_a_server_of_another_implementation_works_over_stdio_and_http(everything: list[str]) -> None:
-    names = ["echo", "get-tiny-image", "get-sum", "get-resource-reference", "trigger-long-running-operation"]
-    by_command = mcp_tools(everything, name="program", only=names)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with subprocess.Popen(
-        [*everything, "streamableHttp"], env={**os.environ, "PORT": str(port)}, stderr=subprocess.PIPE
-    ) as process:
+@contextmanager
+def everything_served(everything: list[str], port: int) -> Iterator[str]:
+    """npm's server over HTTP, and its URL."""
+    env = {**os.environ, "PORT": str(port)}
+    with subprocess.Popen([*everything, "streamableHttp"], env=env, stderr=subprocess.PIPE) as process:
         try:
             assert process.stderr is not None
             while b"listening" not in (line := process.stderr.readline()):
                 assert line, "the server ended"
-            by_url = mcp_tools(url=f"http://127.0.0.1:{port}/mcp", name="program", only=names)
-            assert [each.spec for each in by_url] == [each.spec for each in by_command]
-            for tools_of_it in (by_command, by_url):
-                async with toolset(tools_of_it) as tools:
-                    assert text(await call(tools, "echo", message="über")) == "Echo: über"
-                    image = await call(tools, "get-tiny-image")
-                    assert [type(each) for each in image.content] == [Text, Image, Text]
-                    embedded = await call(tools, "get-resource-reference", resourceType="Text", resourceId=1)
-                    assert "plaintext resource" in text(embedded)
-                    wrong = await call(tools, "get-sum", a="one", b=2)
-                    assert "expected number" in text(wrong)
-                    long = asyncio.create_task(
-                        call(tools, "trigger-long-running-operation", duration=60, steps=600)
-                    )
-                    assert "is 3" in text(await call(tools, "get-sum", a=1, b=2))
-                    long.cancel()
-                    assert type((await long).error) is ToolCancelled
-                    assert "is 3" in text(await call(tools, "get-sum", a=1, b=2))
+            yield f"http://127.0.0.1:{port}/mcp"
         finally:
             process.kill()
+
+
+async def everything_works(tools: RayToolset) -> None:
+    assert text(await call(tools, "echo", message="über")) == "Echo: über"
+    image = await call(tools, "get-tiny-image")
+    assert [type(each) for each in image.content] == [Text, Image, Text]
+    embedded = await call(tools, "get-resource-reference", resourceType="Text", resourceId=1)
+    assert "plaintext resource" in text(embedded)
+    wrong = await call(tools, "get-sum", a="one", b=2)
+    assert "expected number" in text(wrong)
+    long = asyncio.create_task(call(tools, "trigger-long-running-operation", duration=60, steps=600))
+    assert "is 3" in text(await call(tools, "get-sum", a=1, b=2))
+    long.cancel()
+    assert type((await long).error) is ToolCancelled
+    assert "is 3" in text(await call(tools, "get-sum", a=1, b=2))
+
+
+async def test_a_server_of_another_implementation_works_over_stdio_and_http(everything: list[str]) -> None:
+    names = ["echo", "get-tiny-image", "get-sum", "get-resource-reference", "trigger-long-running-operation"]
+    by_command = mcp_tools(everything, name="program", only=names)
+    async with toolset(by_command) as tools:
+        await everything_works(tools)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with everything_served(everything, port) as url:
+        by_url = mcp_tools(url=url, name="program", only=names)
+    assert [each.spec for each in by_url] == [each.spec for each in by_command]
+    async with toolset(by_url) as tools:
+        with everything_served(everything, port):
+            await everything_works(tools)
+        # The session went with the server; the next call opens another, and nobody notices.
+        with everything_served(everything, port):
+            assert text(await call(tools, "echo", message="again")) == "Echo: again"

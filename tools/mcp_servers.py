@@ -241,14 +241,14 @@ class _Server:
         label, name = self.server.label, order.tool_name
         if not answer.lost:
             return (
-                f"tool {name!r} cannot be called: its MCP server {label!r} died {len(self.deaths)} times in "
-                f"this conversation, and is not started again. The last time {self.deaths[-1]}"
+                f"tool {name!r} cannot be called: its MCP server {label!r} failed {len(self.deaths)} times "
+                f"in this conversation, and is not started again. How it ended last: {self.deaths[-1]}"
             )
         effect = (
             "It did not get the call" if answer.untouched else "Whether the call had an effect is not known"
         )
         if len(self.deaths) >= STARTS:
-            then = "The server has died before, and is not started again"
+            then = "The server has failed before, and is not started again"
         elif not answer.over:
             then = "Its session goes on"
         else:

@@ -26,7 +26,7 @@ from mcp.shared.exceptions import MCPError
 
 from palaver.tools.descendants import Descendants, adopt_orphans, any_left, collect_orphans, process_clock
 from palaver.tools.mcp_server import McpServer
-from palaver.tools.mcp_stdio import StdioServer
+from palaver.tools.mcp_stdio import NotThere, StdioServer
 from palaver.tools.stopped import EndedProcess, Stopped
 
 _TERMINATED_WITHIN_S = 0.3
@@ -43,8 +43,12 @@ _NOTIFIED_WITHIN_S = 0.5
 
 _CONNECTED_WITHIN_S = 30.0
 _MAX_PAGES = 100
-_SESSION_GONE = "Session terminated"
-"""What the SDK makes of HTTP status 404 to a session's id (mcp 2.3, client/streamable_http.py)."""
+_SESSION_REFUSED = frozenset({400, 401, 403, 404, 410})
+"""Statuses to a call over HTTP after which another session may help. By the protocol an id that is not known
+any more gets 404; servers in TypeScript say 400 (server-everything 2026.8, November 2026)."""
+
+_ANSWERS = frozenset({types.INVALID_PARAMS, types.METHOD_NOT_FOUND})
+"""Errors that are about the call, whatever status they come with."""
 
 _LOUD = ("mcp", "client", "httpx2", "httpcore2", "asyncio")
 """Loggers whose lines may hold what a server or its URL says."""
@@ -132,6 +136,7 @@ class McpSession:
             raise ServerLost(self._how(), over=True, untouched=True)
         if self._stdio is not None:
             collect_orphans(but=self._stdio.pid)
+        self._status = None
         call = asyncio.create_task(self._client.call_tool(name, arguments))
         try:
             await asyncio.wait({call})
@@ -143,8 +148,10 @@ class McpSession:
         try:
             return call.result()
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, MCPError) and error.message == _SESSION_GONE:
-                raise ServerLost("its session has ended", over=True, untouched=True) from None
+            if isinstance(error, MCPError) and self._status is not None and error.code not in _ANSWERS:
+                # With these the server has not taken the call; with others (5xx) it may have.
+                refused = self._status in _SESSION_REFUSED
+                raise ServerLost(self._answered(), over=refused, untouched=refused) from None
             if isinstance(error, MCPError) and error.code != types.CONNECTION_CLOSED:
                 raise
             over = await self._is_over()
@@ -224,13 +231,10 @@ class McpSession:
         if self._stdio is None:
             return self._why_not_reached(first)
         match first:
-            case FileNotFoundError() if first.filename == self._server.command[0]:
-                return (
-                    f"cannot be started: there is no program {self._server.command[0]!r} on PATH; install "
-                    "it, or give its full path"
-                )
-            case OSError() if self._stdio.exit_code is None and first.filename is not None:
-                return f"cannot be started: {first.filename}: {first.strerror}"
+            case NotThere():
+                return f"cannot be started: {first}"
+            case OSError() if self._stdio.pid is None:
+                return f"cannot be started: {first.strerror}"
             case MCPError() if first.code != types.CONNECTION_CLOSED:
                 return self._said(f"refused: {first.message} ({first.code})")
             case MCPError() | None:
@@ -246,17 +250,7 @@ class McpSession:
 
     def _why_not_reached(self, error: BaseException | None) -> str:
         if self._status is not None:
-            status = (
-                f"{self._status} {HTTPStatus(self._status).phrase}"
-                if self._status in _STATUSES
-                else self._status
-            )
-            hint = {
-                401: "; check the key or token in headers",
-                403: "; check the key or token in headers",
-                404: "; check the path of the url, which for many servers ends in /mcp",
-            }.get(self._status, "")
-            return f"answered with HTTP status {status}{hint}"
+            return self._answered()
         match error:
             case httpx2.TransportError():
                 return self._server.cover(
@@ -268,6 +262,12 @@ class McpSession:
                 return "closed the connection before it had answered"
             case _:
                 return self._server.cover(f"cannot be talked to: {type(error).__name__}: {error}")
+
+    def _answered(self) -> str:
+        """The last HTTP status that was an error, and what to do about it."""
+        assert self._status is not None
+        phrase = f" {HTTPStatus(self._status).phrase}" if self._status in _STATUSES else ""
+        return f"answered with HTTP status {self._status}{phrase}{_HINTS.get(self._status, '')}"
 
     def _said(self, what: str) -> str:
         words = self._stdio.last_words() if self._stdio is not None else ""
@@ -283,6 +283,11 @@ class McpSession:
 
 
 _STATUSES = frozenset(int(each) for each in HTTPStatus)
+_HINTS = {
+    401: "; check the key or token in headers",
+    403: "; check the key or token in headers",
+    404: "; check the path of the url, which for many servers ends in /mcp",
+}
 
 
 def _leaves(error: BaseException | None) -> list[BaseException]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 from collections import deque
 from contextlib import suppress
 from types import TracebackType
@@ -40,11 +41,15 @@ _INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ")
 _Messages = MemoryObjectReceiveStream[SessionMessage | Exception]
 
 
+class NotThere(Exception):
+    """A program or a folder that is needed to start a server."""
+
+
 class StdioServer(asyncio.SubprocessProtocol):
     """A server's process, for as long as it is entered.
 
-    What it has started is for whoever looks after this process's descendants. Entering raises OSError when
-    the process cannot be started.
+    What it has started is for whoever looks after this process's descendants. Entering raises NotThere, or
+    OSError, when the process cannot be started.
     """
 
     def __init__(self, server: McpServer, cwd: str | None) -> None:
@@ -62,6 +67,7 @@ class StdioServer(asyncio.SubprocessProtocol):
     async def __aenter__(self) -> tuple[_Messages, _Input]:
         env = {key: value for key in _INHERITED if (value := os.environ.get(key)) is not None}
         env |= get_default_environment() | {key: value.reveal() for key, value in self._server.env}
+        self._check(env.get("PATH"))
         transport, _ = await asyncio.get_running_loop().subprocess_exec(
             lambda: self, *self._server.command, cwd=self._cwd, env=env, start_new_session=True
         )
@@ -103,6 +109,14 @@ class StdioServer(asyncio.SubprocessProtocol):
         """The last lines it wrote that were no messages, secrets covered."""
         lines = [*self._tail, self._unread[2].decode(errors="replace")[:_LINE_CHARS]]
         return self._server.cover("\n".join(line for line in lines if line.strip()))
+
+    def _check(self, path: str | None) -> None:
+        """Not left to the event loop: uvloop's error does not tell what it is that is not there."""
+        program = self._server.command[0]
+        if self._cwd is not None and not os.path.isdir(self._cwd):
+            raise NotThere(f"there is no folder {self._cwd!r} to run in")
+        if shutil.which(program, path=path) is None:
+            raise NotThere(f"there is no program {program!r} on PATH; install it, or give its full path")
 
     # Called by the event loop
 
