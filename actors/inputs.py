@@ -6,7 +6,6 @@ Layer: actors, command line; no Ray.
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,11 +19,11 @@ from pydantic import ValidationError
 from palaver.actors.budget import Budget
 from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
-from palaver.actors.tool_names import load_tools
+from palaver.actors.tool_names import load_mcp, load_tools
 from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
 from palaver.providers.provider import Provider
 from palaver.tools.limits import ToolLimits
-from palaver.tools.mcp import McpTool, mcp_tools
+from palaver.tools.mcp import McpTool
 from palaver.tools.tool import Tool, check_names
 
 
@@ -220,17 +219,16 @@ def _check_text(option: str, text: str) -> None:
 # Tools
 
 
-    tool_limits = limits_of_tools(tool_timeout_s)
-    loaded = (*load_tools(tools), *load_mcp(mcp))
-    check_names(loaded)
-    folder = choose_workspace(workspace, loaded)
+def limits_of_tools(timeout_s: float | None) -> ToolLimits:
+    """The limits of tools that set none themselves. Raises ConfigurationError."""
+    if timeout_s is not None and not timeout_s > 0:
         raise ConfigurationError(
             f"--tool-timeout is {timeout_s:g}; use seconds above 0, or leave it out for no limit"
         )
     return ToolLimits(timeout_s=timeout_s)
 
 
-def choose_workspace(given: str | None, tools: Iterable[Tool[..., Any]]) -> str | None:
+def choose_workspace(given: str | None, tools: Iterable[Tool[..., Any] | McpTool]) -> str | None:
     """The folder that the tools work in: the one given, else the current one when a tool needs one.
 
     Raises ConfigurationError when there is none that can be written to.

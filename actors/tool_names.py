@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.tools.builtin import CATALOGUE, builtin_tools, unknown_name
+from palaver.tools.mcp import McpTool, mcp_tools
 from palaver.tools.tool import Tool, check_names
 
 
@@ -89,3 +91,20 @@ def _load(spec: str) -> list[Tool[..., Any]]:
             f"tool with @tool of palaver.tools. Tools of that module: {there}"
         )
     return tools
+
+
+def load_mcp(specs: Iterable[str]) -> tuple[McpTool, ...]:
+    """The tools of MCP servers, each by a URL or a command as in a shell. Raises ConfigurationError."""
+    tools: list[McpTool] = []
+    for spec in specs:
+        if spec.startswith(("http://", "https://")):
+            tools += mcp_tools(url=spec)
+            continue
+        try:
+            command = shlex.split(spec)
+        except ValueError as error:
+            raise ConfigurationError(f"--mcp {spec!r} is no command: {error}") from None
+        if not command:
+            raise ConfigurationError("--mcp is empty; write a command in quotes, or a URL")
+        tools += mcp_tools(command)
+    return tuple(tools)

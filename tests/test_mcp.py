@@ -17,7 +17,7 @@ import pytest
 from conftest import is_alive
 from mcp_program import PNG
 
-from palaver.actors.inputs import load_mcp
+from palaver.actors.tool_names import load_mcp
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Image, Text
 from palaver.tools import McpTool, Tool, ToolDefinitionError, mcp_tools, tool
