@@ -115,12 +115,16 @@ class McpServers:
 
 @dataclass(slots=True)
 class _Life:
-    """One start of a server: its host, and what came of the start (None, or why it failed)."""
+    """One start of a server: its host, and what came of the start (None, or why it failed).
+
+    One that `hangs` is killed without being asked to end.
+    """
 
     title: str
     host: Any
     started: asyncio.Task[str | None]
     burial: asyncio.Task[Stopped] | None = None
+    hangs: bool = False
 
 
 @dataclass(slots=True)
@@ -177,7 +181,7 @@ class _Server:
 
     async def _ask(self, life: _Life, order: Order) -> Answer:
         ref = life.host.call.remote(order)
-        done: asyncio.Future[Answer] = asyncio.wrap_future(ref.future())
+        done: asyncio.Future[Answer] = _future(ref)
         limit_s = order.limits.seconds
         try:
             await asyncio.wait({done}, timeout=None if limit_s is None else limit_s + _LATE_S)
@@ -185,6 +189,7 @@ class _Server:
             return Answer(await self._stop(life, order, ref, done))
         if not done.done():
             # Not even its timeout: the host itself hangs.
+            life.hangs = True
             stopped = await self._buried(life, "its host did not answer any more")
             late = timed_out(order.tool_name, limit_s or 0)
             return Answer(Outcome(error=late, stopped=stopped or Stopped()))
@@ -204,6 +209,7 @@ class _Server:
         await asyncio.wait({done}, timeout=_STOPPED_WITHIN_S)
         stopped = Stopped()
         if not done.done() or isinstance(done.exception(), RayActorError):
+            life.hangs = True
             stopped = await self._bury(life, "its host did not answer a cancel")
         return _cancelled(order, stopped.model_copy(update={"took_s": time.monotonic() - stopping}))
 
@@ -228,12 +234,11 @@ class _Server:
 
     async def _end(self, life: _Life) -> Stopped:
         ending = time.monotonic()
-        done = asyncio.wrap_future(life.host.end.remote().future())
-        await asyncio.wait({done}, timeout=_ENDED_WITHIN_S if life.started.done() else _BORN_WITHIN_S)
-        if done.done() and done.exception() is None:
-            stopped = cast("Stopped", done.result())
-        else:
-            stopped = await self.kill(life.title)
+        done: asyncio.Future[Stopped] = _future(life.host.end.remote())
+        if not life.hangs:
+            await asyncio.wait({done}, timeout=_ENDED_WITHIN_S if life.started.done() else _BORN_WITHIN_S)
+        ended = done.done() and done.exception() is None
+        stopped = done.result() if ended else await self.kill(life.title)
         cast("Any", ray).kill(life.host)
         return stopped.model_copy(update={"took_s": time.monotonic() - ending})
 
@@ -264,6 +269,13 @@ async def _started(host: Any) -> str | None:
         return f"cannot be started: its host process died ({type(error).__name__})"
     except RayError as error:
         return f"cannot be started: {error}"
+
+
+def _future(ref: Any) -> asyncio.Future[Any]:
+    """The result of a call of an actor. Nobody need look at it."""
+    future: asyncio.Future[Any] = asyncio.wrap_future(ref.future())
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def _cancelled(order: Order, stopped: Stopped) -> Outcome:
