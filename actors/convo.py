@@ -399,7 +399,7 @@ class ConvoActor:
             for options, (settings, tools) in zip(options_of_each, prepared, strict=True)
         ]
 
-    async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[PackedTool]]:
+    async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[AnyPacked]]:
         """What a sub-conversation is started with. Everything that can be refused is refused here."""
         _check_options(options)
         share = options.get("budget_share")
@@ -429,7 +429,7 @@ class ConvoActor:
         self,
         options: SubConvoOptions,
         settings: Settings,
-        tools: Sequence[PackedTool],
+        tools: Sequence[AnyPacked],
         messages: Sequence[Message],
     ) -> ConvoHandle:
         child_id = new_convo_id()
@@ -649,7 +649,7 @@ _actor_class = cast("Any", ray).remote(
 
 def _start(
     provider: Provider,
-    tools: Sequence[PackedTool],
+    tools: Sequence[AnyPacked],
     settings: Settings,
     listener: Listener | None,
     ray_options: Mapping[str, Any],
@@ -664,7 +664,7 @@ def _start(
     )
 
 
-def _packed(tools: Iterable[AnyTool], settings: Settings, workspace: Workspace | None) -> list[PackedTool]:
+def _packed(tools: Iterable[AnyTool], settings: Settings, workspace: Workspace | None) -> list[AnyPacked]:
     """The tools as they travel. What is wrong with them is refused here, before there is a process."""
     packed = [pack(each) for each in _checked(tools)]
     check_names(packed)

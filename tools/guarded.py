@@ -65,11 +65,13 @@ def guarded(title: str, lineage: Sequence[str] = (), *, folder: str | None = Non
         return
     import resource
 
+    connect()
     mark = _MARKED | secrets.randbits(61)
     before, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-    _tell({"do": "begin", "title": title, "lineage": list(lineage), "mark": mark, "folder": folder})
+    # First the mark: a guardian that is to end this at once has to find it.
     resource.setrlimit(resource.RLIMIT_RTTIME, (mark, hard))
     try:
+        _tell({"do": "begin", "title": title, "lineage": list(lineage), "mark": mark, "folder": folder})
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_RTTIME, (before, hard))
