@@ -13,19 +13,19 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 
 from palaver.actors.approvals import Approvals, Desk
 from palaver.actors.budget import Budget
+from palaver.actors.children import Children
 from palaver.actors.endings import to_the_end
 from palaver.actors.errors import (
     BudgetExceeded,
     ConvoBusy,
     ConvoCancelled,
     ConvoClosed,
-    TooManySubConvos,
     UnknownToolCall,
 )
 from palaver.actors.ids import new_convo_id
@@ -41,19 +41,15 @@ from palaver.actors.typed_output import OUTPUT_RETRIES, OutputType, TypedOutput
 from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
-from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-CHILD_ENDS_WITHIN_S = 10.0
-"""How long a child may take to cancel or close before it is given up on, and when closing, killed. What it
-may have to wait for, a tool that cannot be unwound, is gone within about three seconds."""
 
-CHILD_ANSWERS_WITHIN_S = 2.0
-"""A child that takes longer to describe itself is shown as lost."""
+PARENT_ANSWERS_WITHIN_S = 10.0
+"""How long a parent may take to hear that a child has closed."""
 
 
 class Conversation:
@@ -94,6 +90,7 @@ class Conversation:
             parent.lineage if parent is not None else (),
             parent.desk if parent is not None else None,
         )
+        self._children = Children(self.id, depth, toolset)
         self.tool_calls = ToolCalls(
             self.id,
             toolset,
@@ -101,7 +98,7 @@ class Conversation:
             self._told,
             self.approvals,
             self.record,
-            self._end_children_of,
+            self._children.close_those_of,
         )
         self._monotonic = monotonic
         self._started_at = datetime.now(UTC)
@@ -113,10 +110,6 @@ class Conversation:
         self._cause: str | None = None
         self._cancelling: asyncio.Task[CancelReport] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._children: dict[str, Child] = {}
-        self._children_of: dict[str, list[str]] = {}
-        self._last_seen: dict[str, Branch] = {}
-        self._ended: list[Branch] = []
 
     @property
     def label(self) -> str:
@@ -448,9 +441,7 @@ class Conversation:
         ConvoCancelled, UnknownToolCall.
         """
         self.refuse_if_ending(within_call)
-        self._children[child_id] = child
-        if within_call is not None:
-            self._children_of.setdefault(within_call, []).append(child_id)
+        self._children.add(child_id, child, within_call)
 
     def refuse_if_ending(self, within_call: str | None = None) -> None:
         """Raise ConvoClosed, ConvoCancelled, or UnknownToolCall when nothing new may be started."""
@@ -466,59 +457,20 @@ class Conversation:
 
         With `within_call` those count that running calls of the same tool have started, else all.
         """
-        started = set(self._children)
+        calls: list[str] | None = None
         if within_call is not None:
             tools = self.tool_calls.running
             calls = [id for id, name in tools.items() if name == tools[within_call]]
-            started &= {child_id for id in calls for child_id in self._children_of.get(id, ())}
-        if len(started) + asked > at_most:
-            raise TooManySubConvos(self.id, asked, len(started), at_most)
-
-    async def _end_children_of(self, tool_use_id: str) -> None:
-        """Close what a tool call has started, now that it has ended."""
-        started = {id: self._children.get(id) for id in self._children_of.pop(tool_use_id, ())}
-        await self._close_children({id: child for id, child in started.items() if child is not None})
+        self._children.refuse_too_many(asked, at_most, calls)
 
     async def child_closed(self, last: Branch) -> None:
         """A child has closed; `last` is how it stood."""
-        if self._children.pop(last.id, None) is not None:
-            self._last_seen.pop(last.id, None)
-            self._ended.append(last)
+        self._children.closed(last)
 
     async def tree(self) -> Branch:
         """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
-        children = dict(self._children)
-        branches = await asyncio.gather(*(self._branch(id_, each) for id_, each in children.items()))
-        # One that closed while it was asked is among both.
-        ended = {branch.id for branch in self._ended}
-        running = [branch for branch in branches if branch.id not in ended]
-        return self._self_branch().model_copy(update={"children": (*self._ended, *running)})
-
-    async def _branch(self, child_id: str, child: Child) -> Branch:
-        try:
-            async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
-                branch = self._last_seen[child_id] = await child.tree()
-                return branch
-        except (ConvoClosed, TimeoutError) as error:
-            lost = self._lost(child_id, child)
-            if isinstance(error, ConvoClosed):
-                # It never answers again; whatever it still said of itself has arrived.
-                await self.child_closed(lost)
-            return lost
-
-    def _lost(self, child_id: str, child: Child) -> Branch:
-        """A child that does not answer, as it was last seen."""
-        seen = self._last_seen.get(child_id) or Branch(
-            id=child_id,
-            parent_id=self.id,
-            depth=self.depth + 1,
-            label=child.label,
-            state=State.LOST,
-            model="",
-            usage=Ledger().usage(self._started_at, timedelta()),
-            budget=Budget(),
-        )
-        return seen.model_copy(update={"state": State.LOST, "running_tools": (), "waiting_tools": ()})
+        children = await self._children.branches()
+        return self._self_branch().model_copy(update={"children": children})
 
     def _self_branch(self) -> Branch:
         if self._closing is not None:
@@ -567,12 +519,7 @@ class Conversation:
             operations = set(self._operations)
             for operation in operations:
                 operation.cancel()
-            children = dict(self._children)
-            below = await asyncio.gather(
-                *(self._cancel_child(id, each, cause) for id, each in children.items())
-            )
-            gone = [convo for each in below for convo in each if convo.gone and convo.id in children]
-            fenced = await self._fence([convo.id for convo in gone])
+            below, fenced = await self._children.cancel(cause)
             if operations:
                 await asyncio.wait(operations)
             # A call that ended just before it was stopped may have left something in the background.
@@ -589,38 +536,10 @@ class Conversation:
             return CancelReport(
                 cause=cause,
                 took_s=time.monotonic() - began,
-                conversations=(own, *(convo for each in below for convo in each)),
+                conversations=(own, *below),
             )
         finally:
             self._cause = self._cancelling = None
-
-    async def _cancel_child(self, id: str, child: Child, cause: str) -> tuple[StoppedConvo, ...]:
-        began, problem = time.monotonic(), ""
-        try:
-            async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
-                return (await child.cancel(cause)).conversations
-        except ConvoClosed:
-            if id not in self._children:
-                return ()  # it has closed meanwhile
-        except TimeoutError:
-            problem = f"did not cancel within {CHILD_ENDS_WITHIN_S:g} s, so its process was killed"
-        except Exception as error:
-            _log.exception("conversation %s: cancel failed", id)
-            problem = f"cancel failed with {type(error).__name__}: {error}; its process was killed"
-        if problem:
-            child.kill()
-        took_s = time.monotonic() - began
-        return (StoppedConvo(id=id, label=child.label, took_s=took_s, gone=True, problem=problem),)
-
-    async def _fence(self, gone: Sequence[str]) -> Stopped:
-        """End what ran for children whose processes are gone, and for all below these."""
-        if not gone:
-            return Stopped()
-        fenced = await self.toolset.fence(gone)
-        for id in gone:
-            if (child := self._children.get(id)) is not None:
-                await self.child_closed(self._lost(id, child))
-        return fenced
 
     async def until_cancelled(self) -> str:
         """Wait for the next `cancel` or `close` of this conversation; its cause. Raises ConvoClosed."""
@@ -639,7 +558,7 @@ class Conversation:
 
     async def _close(self) -> None:
         await self.cancel("the conversation was closed")
-        await self._close_children(dict(self._children))
+        await self._children.close()
         self.approvals.close()
         try:
             await self.toolset.aclose()
@@ -649,30 +568,10 @@ class Conversation:
             _log.exception("conversation %s: what it held could not be given back", self.id)
         if self._parent is not None:
             try:
-                async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+                async with asyncio.timeout(PARENT_ANSWERS_WITHIN_S):
                     await self._parent.child_closed(await self.tree())
             except (ConvoClosed, TimeoutError):
                 pass  # it is ending itself
-
-    async def _close_children(self, children: Mapping[str, Child]) -> None:
-        were_closed = await asyncio.gather(*(self._close_child(id, each) for id, each in children.items()))
-        gone = [id for id, closed in zip(children, were_closed, strict=True) if not closed]
-        await self._fence(gone)
-
-    async def _close_child(self, id: str, child: Child) -> bool:
-        """Whether a child has closed itself; otherwise its process is gone."""
-        try:
-            async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
-                await child.close()
-                return True
-        except ConvoClosed:
-            return id not in self._children
-        except TimeoutError:
-            _log.warning("conversation %s did not close within %g s; killing it", id, CHILD_ENDS_WITHIN_S)
-        except Exception:
-            _log.exception("conversation %s: close failed; killing it", id)
-        child.kill()
-        return False
 
 
 def _user_message(text: str, contents: Iterable[Content]) -> Message:

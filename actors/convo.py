@@ -11,35 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import (
-    Any,
-    Concatenate,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypedDict,
-    TypeVar,
-    Unpack,
-    cast,
-    overload,
-)
+from typing import Any, TypeAlias, Unpack, cast
 
 import ray
 import ray.actor
-from ray.exceptions import RayActorError
 
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
-from palaver.actors.endings import to_the_end
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Branch
 from palaver.actors.ledger import CumulativeUsage, Entry
 from palaver.actors.listener import Listener
-from palaver.actors.replies import reply
+from palaver.actors.options import AnyTool, SubConvoOptions, check_options, packed_tools
+from palaver.actors.relatives import Ancestors, Remote
+from palaver.actors.remote_methods import remote_run, remotely
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
@@ -48,96 +37,14 @@ from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
 from palaver.tools.limits import ToolLimits
-from palaver.tools.mcp import McpTool
-from palaver.tools.task import AnyPacked, PackedTool, RayToolset, pack
-from palaver.tools.tool import Tool, check_names
+from palaver.tools.task import AnyPacked, RayToolset
 from palaver.tools.workspace import Workspace
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _CALLS_AT_ONCE = 1_000_000
 """Ray's default for async actors is 1,000; calls beyond it queue, control calls too."""
 
 _LINGER_S = 1.0
 """How long a closed conversation still answers, with ConvoClosed, before its process ends."""
-
-_WITHDRAWN_WITHIN_S = 2.0
-"""How long a cancel may wait for the root to take back a request for approval."""
-
-AnyTool: TypeAlias = Tool[..., Any] | AnyPacked
-
-
-class SubConvoOptions(TypedDict, total=False):
-    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's.
-
-    A str in `tools` is the name of one of the calling conversation's own tools. `budget_share` (above 0, at
-    most 1) is instead of `budget`: that part of what is left, when the sub-conversation is started, of the
-    calling conversation's limits and of all above it, the tightest of each. What has no limit there has
-    none here, and `Budget.share` says how it is rounded.
-
-    A sub-conversation with `within_call`, the id of a tool call under way, is closed when that call ends,
-    however it ends: for tools that start sub-conversations.
-    """
-
-    system_prompt: str
-    tools: Sequence[AnyTool | str]
-    budget: Budget | None
-    budget_share: float | None
-    tool_use_only: bool
-    max_tokens: int | None
-    label: str
-    within_call: str | None
-    actor_options: Mapping[str, Any] | None
-
-
-class RemoteMethod(Protocol[P, R]):
-    """A method of an actor: called as `handle.method.remote(...)`, which gives an ObjectRef at once."""
-
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ray.ObjectRef[R]:
-        """Call the method. `await` the reference, or `ray.get` it, for the result."""
-        ...
-
-    def options(self, **ray_options: Any) -> RemoteMethod[P, R]:
-        """The same method with Ray's options for a call."""
-        ...
-
-
-def _remotely(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> RemoteMethod[P, R]:
-    """Tell type checkers how a method looks from outside the actor. Changes nothing else."""
-    return cast("RemoteMethod[P, R]", method)
-
-
-class RemoteRun(Protocol):
-    """`ConvoActor.run` seen from outside: the result's `output` is of the type that was asked for."""
-
-    @overload
-    def remote(self, text: str, *contents: Content) -> ray.ObjectRef[RunResult]: ...
-
-    @overload
-    def remote(
-        self, text: str, *contents: Content, output_type: type[R], output_retries: int = OUTPUT_RETRIES
-    ) -> ray.ObjectRef[RunResult[R]]: ...
-
-    @overload
-    def remote(
-        self, text: str, *contents: Content, output_type: Any, output_retries: int = OUTPUT_RETRIES
-    ) -> ray.ObjectRef[RunResult[Any]]: ...
-
-    def remote(
-        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
-    ) -> ray.ObjectRef[RunResult[Any]]:
-        """Call the method. `await` the reference, or `ray.get` it, for the result."""
-        ...
-
-    def options(self, **ray_options: Any) -> RemoteRun:
-        """The same method with Ray's options for a call."""
-        ...
-
-
-def _remote_run(method: Callable[..., Coroutine[Any, Any, RunResult[Any]]]) -> RemoteRun:
-    """As `_remotely`, for `run`, whose result depends on an argument."""
-    return cast("RemoteRun", method)
 
 
 class ConvoActor:
@@ -151,13 +58,13 @@ class ConvoActor:
         listener: Listener | None = None,
         *,
         id: str | None = None,
-        ancestors: _Ancestors | None = None,
+        ancestors: Ancestors | None = None,
         messages: Sequence[Message] = (),
         workspace: Workspace | None = None,
     ) -> None:
         id = id or new_convo_id()
         self._handle = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
-        self._ancestors = ancestors or _Ancestors()
+        self._ancestors = ancestors or Ancestors()
         self._weakening: set[asyncio.Task[None]] = set()
         self._workspace = workspace
         self._toolset = RayToolset(
@@ -186,32 +93,32 @@ class ConvoActor:
         label = self._core.info.label
         return f"Convo({self._core.id}{f' {label!r}' if label else ''})"
 
-    @_remotely
+    @remotely
     async def id(self) -> str:
         """The conversation's id: `abc-defg`."""
         return self._core.id
 
-    @_remotely
+    @remotely
     async def depth(self) -> int:
         """How many conversations are above this one; 0 for a root."""
         return self._core.depth
 
-    @_remotely
+    @remotely
     async def tool_names(self) -> tuple[str, ...]:
         """The names of the conversation's tools."""
         return tuple(each.name for each in self._core.toolset.specs)
 
-    @_remotely
+    @remotely
     async def messages(self) -> tuple[Message, ...]:
         """All messages that were sent and answered, oldest first."""
         return self._core.transcript.messages
 
-    @_remotely
+    @remotely
     async def send_user_text_message(self, text: str, *contents: Content) -> Response:
         """Send a text, with contents before it (usually tool results). See `send_message`."""
         return await self._core.send_user_text_message(text, *contents)
 
-    @_remotely
+    @remotely
     async def send_message(self, message: Message) -> Response:
         """Send a message and return the answer. Both are kept only when the request succeeds.
 
@@ -221,7 +128,7 @@ class ConvoActor:
         """
         return await self._core.send_message(message)
 
-    @_remote_run
+    @remote_run
     async def run(
         self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
     ) -> RunResult[Any]:
@@ -240,7 +147,7 @@ class ConvoActor:
             return await self._core.run(text, *contents)
         return await self._core.run(text, *contents, output_type=output_type, output_retries=output_retries)
 
-    @_remotely
+    @remotely
     async def tool_result_contents(self, response: Response) -> list[ToolResult]:
         """Run all tool calls of a response at once; their results, in the order of the calls.
 
@@ -250,12 +157,12 @@ class ConvoActor:
         """
         return await self._core.tool_result_contents(response)
 
-    @_remotely
+    @remotely
     async def tool_result_cancel_contents(self, response: Response) -> list[ToolResult]:
         """A result for each tool call of a response that says the user cancelled it; nothing is run."""
         return await self._core.tool_result_cancel_contents(response)
 
-    @_remotely
+    @remotely
     async def cancel_tool_use(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one running tool call; its result is an error with the cause.
 
@@ -265,12 +172,12 @@ class ConvoActor:
         """
         return await self._core.cancel_tool_use(tool_use_id, cause)
 
-    @_remotely
+    @remotely
     async def pending_approvals(self) -> tuple[ApprovalRequest, ...]:
         """The tool calls, of this conversation and all below it, that wait for a yes; oldest first."""
         return await self._core.approvals.pending()
 
-    @_remotely
+    @remotely
     async def until_approval_needed(
         self, seen: Collection[str] = (), *, timeout_s: float | None = None
     ) -> tuple[ApprovalRequest, ...]:
@@ -281,7 +188,7 @@ class ConvoActor:
         """
         return await self._core.approvals.until_needed(seen, timeout_s=timeout_s)
 
-    @_remotely
+    @remotely
     async def approve(
         self, tool_use_id: str, *, convo_id: str | None = None, input: Mapping[str, Any] | None = None
     ) -> None:
@@ -294,7 +201,7 @@ class ConvoActor:
         """
         await self._core.approvals.approve(tool_use_id, convo_id=convo_id, input=input)
 
-    @_remotely
+    @remotely
     async def deny(self, tool_use_id: str, reason: str, *, convo_id: str | None = None) -> None:
         """Let a tool call that waits for a yes not run, here or below.
 
@@ -303,7 +210,7 @@ class ConvoActor:
         """
         await self._core.approvals.deny(tool_use_id, reason, convo_id=convo_id)
 
-    @_remotely
+    @remotely
     async def cancel(self, cause: str) -> CancelReport:
         """Stop the request in flight, every running tool, and the same in all sub-conversations.
 
@@ -313,12 +220,12 @@ class ConvoActor:
         """
         return await self._core.cancel(cause)
 
-    @_remotely
+    @remotely
     async def until_cancelled(self) -> str:
         """Wait for the next `cancel` or `close` of this conversation; its cause. Raises ConvoClosed."""
         return await self._core.until_cancelled()
 
-    @_remotely
+    @remotely
     async def close(self) -> None:
         """End this conversation and all below it. Their processes end within about a second.
 
@@ -329,32 +236,32 @@ class ConvoActor:
         finally:
             self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
 
-    @_remotely
+    @remotely
     async def _leave(self) -> None:
         await asyncio.sleep(_LINGER_S)
         ray.actor.exit_actor()
 
-    @_remotely
+    @remotely
     async def cumulative_usage(self) -> CumulativeUsage:
         """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""
         return await self._core.cumulative_usage()
 
-    @_remotely
+    @remotely
     async def over_budget(self) -> BudgetExceeded | None:
         """The budget that this conversation, or an ancestor, has used up; None while there is none."""
         return await self._core.over_budget()
 
-    @_remotely
+    @remotely
     async def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
         self._core.reset_budget(budget)
 
-    @_remotely
+    @remotely
     async def tree(self) -> Branch:
         """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
         return await self._core.tree()
 
-    @_remotely
+    @remotely
     async def sub_convo(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation: an actor that is this one's child.
 
@@ -366,7 +273,7 @@ class ConvoActor:
         """
         return (await self._start_children([options]))[0]
 
-    @_remotely
+    @remotely
     async def sub_convos(
         self, options: Sequence[SubConvoOptions], *, at_most: int | None = None
     ) -> list[ConvoHandle]:
@@ -377,7 +284,7 @@ class ConvoActor:
         """
         return await self._start_children(options, at_most=at_most)
 
-    @_remotely
+    @remotely
     async def sub_convo_with_history(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
         return (await self._start_children([options], self._core.transcript.messages))[0]
@@ -401,7 +308,7 @@ class ConvoActor:
 
     async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[AnyPacked]]:
         """What a sub-conversation is started with. Everything that can be refused is refused here."""
-        _check_options(options)
+        check_options(options)
         share = options.get("budget_share")
         given = options.get("budget") or Budget()
         settings = Settings(
@@ -414,7 +321,7 @@ class ConvoActor:
             tool_limits=self._core.settings.tool_limits,
         )
         tools = [self._own_tool(each) if isinstance(each, str) else each for each in options.get("tools", ())]
-        return settings, _packed(tools, settings, self._workspace)
+        return settings, packed_tools(tools, settings, self._workspace)
 
     def _own_tool(self, name: str) -> AnyTool:
         """The tool of this conversation that is passed on by its name."""
@@ -440,11 +347,11 @@ class ConvoActor:
             self._core.listener,
             options.get("actor_options") or {},
             id=child_id,
-            ancestors=self._ancestors.and_below(_Remote(self._core.id, self._handle)),
+            ancestors=self._ancestors.and_below(Remote(self._core.id, self._handle)),
             messages=messages,
             workspace=self._workspace,
         )
-        child = _Remote(child_id, handle, settings.label)
+        child = Remote(child_id, handle, settings.label)
         self._core.adopt(child_id, child, options.get("within_call"))
         weakening = asyncio.create_task(child.weaken())
         self._weakening.add(weakening)
@@ -453,62 +360,62 @@ class ConvoActor:
 
     # Called by sub-conversations
 
-    @_remotely
+    @remotely
     async def own_handle(self) -> ConvoHandle:
         """A handle that does not keep this conversation alive."""
         return self._handle
 
-    @_remotely
+    @remotely
     async def record_here(self, entry: Entry) -> None:
         """Count an entry in this ledger alone; a repeat counts once."""
         self._core.ledger.record(entry)
 
-    @_remotely
+    @remotely
     async def over_own_budget(self) -> BudgetExceeded | None:
         """This conversation's own budget, when it is used up; ancestors are not asked."""
         return self._core.over_own_budget()
 
-    @_remotely
+    @remotely
     async def own_budget_left(self) -> Budget:
         """What is left of this conversation's own limits; ancestors are not asked."""
         return self._core.own_budget_left()
 
-    @_remotely
+    @remotely
     async def tool_uses_here(self) -> Mapping[str, int]:
         """Calls by tool name, here and below."""
         return self._core.ledger.tool_uses
 
-    @_remotely
+    @remotely
     async def child_closed(self, last: Branch) -> None:
         """A child has closed; `last` is how it stood."""
         await self._core.child_closed(last)
 
-    @_remotely
+    @remotely
     async def decision_on(self, request: ApprovalRequest, asker: ConvoHandle) -> Approved | Denied:
         """Wait, at the root, for the decision on a call of `asker`. Withdrawn when that is gone."""
-        watch = asyncio.create_task(self._withdraw_when_settled(request.id, _Remote(request.convo_id, asker)))
+        watch = asyncio.create_task(self._withdraw_when_settled(request.id, Remote(request.convo_id, asker)))
         try:
             return await self._core.desk.decision_on(request)
         finally:
             watch.cancel()
 
-    async def _withdraw_when_settled(self, request_id: str, asker: _Remote) -> None:
+    async def _withdraw_when_settled(self, request_id: str, asker: Remote) -> None:
         # An actor whose caller is gone is not told of that; a caller is told when an actor is.
         with suppress(ConvoClosed):
             await asker.until_settled(request_id)
         await self._core.desk.withdraw(request_id)
 
-    @_remotely
+    @remotely
     async def until_settled(self, request_id: str) -> None:
         """Wait until a request for approval of this conversation's own has ended."""
         await self._core.approvals.until_settled(request_id)
 
-    @_remotely
+    @remotely
     async def withdraw(self, request_id: str) -> None:
         """Take back a request for approval that nobody waits for any more."""
         await self._core.desk.withdraw(request_id)
 
-    @_remotely
+    @remotely
     async def decide(self, request_id: str, decision: Approved | Denied) -> bool:
         """Answer a request for approval; False when it has its answer, or is no more."""
         return await self._core.desk.decide(request_id, decision)
@@ -516,130 +423,6 @@ class ConvoActor:
 
 ConvoHandle: TypeAlias = ConvoActor
 """What `Convo.remote` gives: a Ray actor handle whose methods are those of ConvoActor."""
-
-
-class _Remote:
-    """A relative that is another actor. Ray's exceptions end here."""
-
-    def __init__(self, id: str, handle: ConvoHandle, label: str = "") -> None:
-        self.id = id
-        self.label = label
-        self._handle = handle
-
-    def kill(self) -> None:
-        cast("Any", ray).kill(self._handle)
-
-    async def weaken(self) -> None:
-        """Once the actor runs, hold it no longer: it is to end when nobody else holds it."""
-        try:
-            self._handle = await self._handle.own_handle.remote()
-        except RayActorError:
-            return
-
-    async def record_here(self, entry: Entry) -> None:
-        await self._ask(self._handle.record_here.remote(entry))
-
-    async def over_own_budget(self) -> BudgetExceeded | None:
-        return await self._ask(self._handle.over_own_budget.remote())
-
-    async def own_budget_left(self) -> Budget:
-        return await self._ask(self._handle.own_budget_left.remote())
-
-    async def tool_uses_here(self) -> Mapping[str, int]:
-        return await self._ask(self._handle.tool_uses_here.remote())
-
-    async def child_closed(self, last: Branch) -> None:
-        await self._ask(self._handle.child_closed.remote(last))
-
-    async def until_settled(self, request_id: str) -> None:
-        await self._ask(self._handle.until_settled.remote(request_id))
-
-    # A root as the desk of its tree
-
-    async def decision_on(self, request: ApprovalRequest) -> Approved | Denied:
-        asker = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
-        try:
-            return await self._ask(self._handle.decision_on.remote(request, asker))
-        except asyncio.CancelledError:
-            # The root's own wait goes on; a cancel is not to end before the request is gone.
-            await to_the_end(self._withdrawn(request.id))
-            raise
-
-    async def _withdrawn(self, request_id: str) -> None:
-        with suppress(ConvoClosed, TimeoutError):
-            async with asyncio.timeout(_WITHDRAWN_WITHIN_S):
-                await self.withdraw(request_id)
-
-    async def withdraw(self, request_id: str) -> None:
-        await self._ask(self._handle.withdraw.remote(request_id))
-
-    async def pending(self) -> tuple[ApprovalRequest, ...]:
-        return await self._ask(self._handle.pending_approvals.remote())
-
-    async def decide(self, request_id: str, decision: Approved | Denied) -> bool:
-        return await self._ask(self._handle.decide.remote(request_id, decision))
-
-    async def until_asked(self, seen: Collection[str], timeout_s: float) -> tuple[ApprovalRequest, ...]:
-        asking = self._handle.until_approval_needed.remote(tuple(seen), timeout_s=timeout_s)
-        return await self._ask(asking)
-
-    # A child
-
-    async def cancel(self, cause: str) -> CancelReport:
-        return await self._ask(self._handle.cancel.remote(cause))
-
-    async def close(self) -> None:
-        await self._ask(self._handle.close.remote())
-
-    async def tree(self) -> Branch:
-        return await self._ask(self._handle.tree.remote())
-
-    async def _ask(self, ref: ray.ObjectRef[R]) -> R:
-        return await reply(ref, self.id)
-
-
-class _Ancestors:
-    """The parent of a conversation, with all of its own: asked at once, so that depth costs no time."""
-
-    def __init__(self, nearest_first: tuple[_Remote, ...] = ()) -> None:
-        self._nearest_first = nearest_first
-
-    def __len__(self) -> int:
-        return len(self._nearest_first)
-
-    @property
-    def parent_id(self) -> str:
-        return self._nearest_first[0].id
-
-    @property
-    def lineage(self) -> tuple[str, ...]:
-        return tuple(each.id for each in reversed(self._nearest_first))
-
-    @property
-    def desk(self) -> _Remote:
-        return self._nearest_first[-1]
-
-    def and_below(self, parent: _Remote) -> _Ancestors:
-        """The ancestors of a child of `parent`, whose own these are."""
-        return _Ancestors((parent, *self._nearest_first))
-
-    async def record(self, entry: Entry) -> None:
-        await asyncio.gather(*(each.record_here(entry) for each in self._nearest_first))
-
-    async def over_budget(self) -> BudgetExceeded | None:
-        over = await asyncio.gather(*(each.over_own_budget() for each in self._nearest_first))
-        return next((each for each in over if each is not None), None)
-
-    async def budget_left(self) -> Budget:
-        return Budget.tightest(
-            await asyncio.gather(*(each.own_budget_left() for each in self._nearest_first))
-        )
-
-    async def tree_tool_uses(self) -> Mapping[str, int]:
-        return await self._nearest_first[-1].tool_uses_here()
-
-    async def child_closed(self, last: Branch) -> None:
-        await self._nearest_first[0].child_closed(last)
 
 
 _actor_class = cast("Any", ray).remote(
@@ -664,50 +447,15 @@ def _start(
     )
 
 
-def _packed(tools: Iterable[AnyTool], settings: Settings, workspace: Workspace | None) -> list[AnyPacked]:
-    """The tools as they travel. What is wrong with them is refused here, before there is a process."""
-    packed = [pack(each) for each in _checked(tools)]
-    check_names(packed)
-    settings.check_tools(bool(packed))
-    homeless = [each.spec.name for each in packed if each.in_workspace]
-    if homeless and workspace is None:
-        raise ConfigurationError(
-            f"tools {homeless} work in a workspace, and the conversation has none; pass workspace=a folder"
-        )
-    return packed
-
-
-def _check_options(options: SubConvoOptions) -> None:
-    unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
-    if unknown:
-        raise ConfigurationError(
-            f"a sub-conversation has no option {', '.join(unknown)}; there are: "
-            f"{', '.join(SubConvoOptions.__annotations__)}"
-        )
-    if options.get("budget") is not None and options.get("budget_share") is not None:
-        raise ConfigurationError(
-            "a sub-conversation got both budget and budget_share; pass its limits, or its part of what is "
-            "left, not both"
-        )
-
-
 def _workspace(given: str | os.PathLike[str] | Workspace | None) -> Workspace | None:
     if given is None or isinstance(given, Workspace):
         return given
     path = os.path.realpath(given)
     if not os.path.isdir(path):
         raise ConfigurationError(f"workspace {os.fspath(given)!r} is no folder; make it first")
-    cast("Any", ray)._private.auto_init_hook.auto_init_ray()
+    if not ray.is_initialized():
+        cast("Any", ray).init()
     return Workspace(path=path, node_id=cast("Any", ray.get_runtime_context()).get_node_id())
-
-
-def _checked(tools: Iterable[AnyTool]) -> Iterable[AnyTool]:
-    for each in tools:
-        if not isinstance(cast("object", each), Tool | PackedTool | McpTool):
-            raise ConfigurationError(
-                f"{each!r} is no tool; make it one with @tool, or get some with mcp_tools"
-            )
-        yield each
 
 
 class ConvoClass:
@@ -759,7 +507,7 @@ class ConvoClass:
                 "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
             )
         place = _workspace(workspace)
-        packed = _packed(tools, settings, place)
+        packed = packed_tools(tools, settings, place)
         return _start(provider, packed, settings, listener, self._ray_options, workspace=place)
 
 

@@ -685,7 +685,7 @@ async def test_a_child_that_fails_to_cancel_is_logged_and_the_rest_is_cancelled(
 
 
 async def test_a_child_that_does_not_close_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("palaver.actors.conversation.CHILD_ENDS_WITHIN_S", 0.01)
+    monkeypatch.setattr("palaver.actors.children.CHILD_ENDS_WITHIN_S", 0.01)
     c, child = convo(), SlowChild()
     c.adopt("slo-w000", child)
     await c.close()

@@ -23,6 +23,8 @@ MAY_IMPORT_RAY = frozenset(
         "tools/mcp_servers.py",  # the actors that hold the MCP servers of a conversation
         "actors/cluster.py",  # starts and joins Ray
         "actors/convo.py",  # the actor around a conversation
+        "actors/relatives.py",  # parents and children that are actors
+        "actors/remote_methods.py",  # the types of what an actor's methods give
         "actors/replies.py",  # what an actor answers, less Ray's exceptions
         "actors/swarm.py",  # many conversations at once
         "actors/cli.py",  # the command line

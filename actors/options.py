@@ -1,0 +1,80 @@
+"""What conversations are given, and the refusal of what cannot work before there is a process.
+
+Layer: actors; no Ray of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict, cast
+
+from palaver.actors.budget import Budget
+from palaver.actors.settings import Settings
+from palaver.providers.errors import ConfigurationError
+from palaver.tools.mcp import McpTool
+from palaver.tools.task import AnyPacked, PackedTool, pack
+from palaver.tools.tool import Tool, check_names
+from palaver.tools.workspace import Workspace
+
+AnyTool: TypeAlias = Tool[..., Any] | AnyPacked
+
+
+class SubConvoOptions(TypedDict, total=False):
+    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's.
+
+    A str in `tools` is the name of one of the calling conversation's own tools. `budget_share` (above 0, at
+    most 1) is instead of `budget`: that part of what is left, when the sub-conversation is started, of the
+    calling conversation's limits and of all above it, the tightest of each. What has no limit there has
+    none here, and `Budget.share` says how it is rounded.
+
+    A sub-conversation with `within_call`, the id of a tool call under way, is closed when that call ends,
+    however it ends: for tools that start sub-conversations.
+    """
+
+    system_prompt: str
+    tools: Sequence[AnyTool | str]
+    budget: Budget | None
+    budget_share: float | None
+    tool_use_only: bool
+    max_tokens: int | None
+    label: str
+    within_call: str | None
+    actor_options: Mapping[str, Any] | None
+
+
+def packed_tools(
+    tools: Iterable[AnyTool], settings: Settings, workspace: Workspace | None
+) -> list[AnyPacked]:
+    """The tools as they travel. What is wrong with them is refused here, before there is a process."""
+    packed = [pack(each) for each in _checked(tools)]
+    check_names(packed)
+    settings.check_tools(bool(packed))
+    homeless = [each.spec.name for each in packed if each.in_workspace]
+    if homeless and workspace is None:
+        raise ConfigurationError(
+            f"tools {homeless} work in a workspace, and the conversation has none; pass workspace=a folder"
+        )
+    return packed
+
+
+def check_options(options: SubConvoOptions) -> None:
+    unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"a sub-conversation has no option {', '.join(unknown)}; there are: "
+            f"{', '.join(SubConvoOptions.__annotations__)}"
+        )
+    if options.get("budget") is not None and options.get("budget_share") is not None:
+        raise ConfigurationError(
+            "a sub-conversation got both budget and budget_share; pass its limits, or its part of what is "
+            "left, not both"
+        )
+
+
+def _checked(tools: Iterable[AnyTool]) -> Iterable[AnyTool]:
+    for each in tools:
+        if not isinstance(cast("object", each), Tool | PackedTool | McpTool):
+            raise ConfigurationError(
+                f"{each!r} is no tool; make it one with @tool, or get some with mcp_tools"
+            )
+        yield each
