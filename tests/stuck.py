@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from conftest import is_alive
 
-from palaver.tools import ToolCallInfo, tool
+from palaver.tools import McpTool, Tool, ToolCallInfo, ToolLimits, mcp_tools, tool
 from palaver.tools.delegate import DelegatedTask, delegate
 
 FOREVER_S = 120
@@ -36,9 +37,13 @@ def noted(notes: Path, kind: str) -> list[int]:
     return [int(each.name.partition("-")[2]) for each in notes.glob(f"{kind}-*")]
 
 
-def left_of(notes: Path) -> list[int]:
-    """What still runs of the calls that noted: their children, and workers that are still in a call."""
-    children = [pid for pid in noted(notes, "child") if is_alive(pid)]
+def left_of(notes: Path, *, server: bool = True) -> list[int]:
+    """What still runs of the calls that noted: their children, and workers that are still in a call.
+
+    The server that a call was sent to counts too, unless it is to go on.
+    """
+    pids = [*noted(notes, "child"), *(noted(notes, "server") if server else ())]
+    children = [pid for pid in pids if is_alive(pid)]
     return children + [pid for pid in noted(notes, "worker") if _runs_a_call_of(pid)]
 
 
@@ -132,6 +137,14 @@ async def delegates(notes: str, info: ToolCallInfo) -> object:
     return await cast("Any", delegate.function)(tasks=[task], info=info)
 
 
+def calls_mcp(timeout_s: float | None = None) -> McpTool:
+    """Call a tool of an MCP server that does the like."""
+    command = [sys.executable, str(Path(__file__).with_name("mcp_stuck.py"))]
+    env = {"PYTHONPATH": str(Path(__file__).parent)}
+    (made,) = mcp_tools(command, env=env, limits=ToolLimits(timeout_s=timeout_s))
+    return made
+
+
 STUCK = [
     awaits,
     sleeps,
@@ -141,3 +154,16 @@ STUCK = [
     leaves_a_daemon,
     delegates,
 ]
+
+KINDS = [*(each.name for each in STUCK), "calls_mcp"]
+
+
+@cache
+def stuck(name: str, timeout_s: float | None = None) -> Tool[..., Any] | McpTool:
+    """The tool of a kind, with a time limit or without."""
+    if name == "calls_mcp":
+        return calls_mcp(timeout_s)
+    (made,) = (each for each in STUCK if each.name == name)
+    if timeout_s is None:
+        return made
+    return Tool(made.function, limits=ToolLimits(timeout_s=timeout_s), resources=made.resources)

@@ -16,14 +16,14 @@ from typing import Any
 import psutil
 import pytest
 from conftest import eventually, is_alive
-from stuck import STUCK, left_of, note, noted, waits_for_subprocess
+from stuck import KINDS, STUCK, left_of, note, noted, stuck, waits_for_subprocess
 
 from palaver.actors import CancelReport, Convo, ConvoCancelled, ConvoClosed, ConvoHandle, reply
 from palaver.actors.cluster import Cluster
 from palaver.providers.messages import Message, ToolResult, ToolUse
 from palaver.providers.provider import Request, Response
 from palaver.providers.scripted import Scripted
-from palaver.tools import Tool, ToolLimits, tool
+from palaver.tools import McpTool, Tool, tool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -56,7 +56,7 @@ def quick(number: int) -> int:
     return number
 
 
-def convo_with(*tools: Tool[..., Any], **options: Any) -> ConvoHandle:
+def convo_with(*tools: Tool[..., Any] | McpTool, **options: Any) -> ConvoHandle:
     """A conversation with these tools, and what a delegate's delegates need."""
     needed = [waits_for_subprocess] if "delegates" in {each.name for each in tools} else []
     return Convo.remote(Doing(), tools=[*tools, *needed], **options)
@@ -74,8 +74,13 @@ async def at_work(notes: Path, name: str) -> None:
     assert await asyncio.to_thread(eventually, is_stuck, STARTED_WITHIN_S)
 
 
-async def gone(notes: Path) -> bool:
-    return await asyncio.to_thread(eventually, lambda: not left_of(notes), GONE_WITHIN_S)
+async def gone(notes: Path, *, server: bool = True) -> bool:
+    return await asyncio.to_thread(eventually, lambda: not left_of(notes, server=server), GONE_WITHIN_S)
+
+
+async def nothing_is_left_of_one_call(kind: str, notes: Path) -> bool:
+    """At once; but a server goes on, since others may call it, and is told to end what it does for this."""
+    return await gone(notes, server=False) if kind == "calls_mcp" else not left_of(notes)
 
 
 async def beside_innocents(work: Awaitable[Any]) -> Any:
@@ -112,24 +117,23 @@ IN_TIME: dict[str, Callable[[ConvoHandle, str, Any], Awaitable[None]]] = {
 
 
 @pytest.mark.parametrize("cause", IN_TIME)
-@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
-async def test_nothing_is_left_when_the_cancel_returns(
-    stuck: Tool[..., Any], cause: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_left_when_the_cancel_returns(kind: str, cause: str, tmp_path: Path) -> None:
     async def work() -> None:
-        convo = convo_with(stuck)
-        running = convo.run.remote(f"{stuck.name} {tmp_path}")
-        await at_work(tmp_path, stuck.name)
-        await IN_TIME[cause](convo, stuck.name, running)
-        assert left_of(tmp_path) == []
+        convo = convo_with(await asyncio.to_thread(stuck, kind))
+        running = convo.run.remote(f"{kind} {tmp_path}")
+        await at_work(tmp_path, kind)
+        await IN_TIME[cause](convo, kind, running)
+        if cause == "cancel":
+            assert left_of(tmp_path) == []
+        else:
+            assert await nothing_is_left_of_one_call(kind, tmp_path), left_of(tmp_path)
         result = await running
         assert result.stop == ("cancelled" if cause == "cancel" else "end_turn")
         # It can go on, and the call has exactly one result.
         assert (await convo.run.remote("" if cause == "cancel" else "quick")).stop
         (answer,) = [
-            each
-            for each in results_of(await convo.messages.remote())
-            if each.tool_use_id.endswith(stuck.name)
+            each for each in results_of(await convo.messages.remote()) if each.tool_use_id.endswith(kind)
         ]
         assert (answer.is_error, answer.text) == (True, "enough")
         tree = await convo.tree.remote()
@@ -139,14 +143,13 @@ async def test_nothing_is_left_when_the_cancel_returns(
     await beside_innocents(work())
 
 
-@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
-async def test_nothing_is_left_when_a_call_has_timed_out(stuck: Tool[..., Any], tmp_path: Path) -> None:
-    limited = Tool(stuck.function, limits=ToolLimits(timeout_s=8 if stuck.name == "delegates" else 1))
-
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_left_when_a_call_has_timed_out(kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        convo = convo_with(limited)
-        result = await convo.run.remote(f"{stuck.name} {tmp_path}")
-        assert left_of(tmp_path) == []
+        limit_s = 8 if kind == "delegates" else 1
+        convo = convo_with(await asyncio.to_thread(stuck, kind, limit_s))
+        result = await convo.run.remote(f"{kind} {tmp_path}")
+        assert await nothing_is_left_of_one_call(kind, tmp_path), left_of(tmp_path)
         assert result.stop == "end_turn"
         (answer,) = results_of(await convo.messages.remote())
         assert answer.is_error
@@ -156,15 +159,13 @@ async def test_nothing_is_left_when_a_call_has_timed_out(stuck: Tool[..., Any], 
     await beside_innocents(work())
 
 
-@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
-async def test_nothing_is_left_when_the_worker_of_a_call_was_killed(
-    stuck: Tool[..., Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_left_when_the_worker_of_a_call_was_killed(kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        convo = convo_with(stuck)
-        running = convo.run.remote(f"{stuck.name} {tmp_path}")
-        await at_work(tmp_path, stuck.name)
-        os.kill(worker_of(stuck.name), signal.SIGKILL)
+        convo = convo_with(await asyncio.to_thread(stuck, kind))
+        running = convo.run.remote(f"{kind} {tmp_path}")
+        await at_work(tmp_path, kind)
+        os.kill(worker_of(kind, tmp_path), signal.SIGKILL)
         result = await running
         assert left_of(tmp_path) == []
         assert result.stop == "end_turn"
@@ -176,8 +177,13 @@ async def test_nothing_is_left_when_the_worker_of_a_call_was_killed(
     await beside_innocents(work())
 
 
-def worker_of(name: str) -> int:
-    """The process of the outermost call of a tool: the one whose title has the earliest ULID."""
+def worker_of(name: str, notes: Path) -> int:
+    """The process of the outermost call of a tool: the one whose title has the earliest ULID.
+
+    A call of an MCP server's tool is made by the process that holds the connection.
+    """
+    if name == "calls_mcp":
+        return noted(notes, "worker")[0]
     found: list[tuple[str, int]] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -190,14 +196,14 @@ def worker_of(name: str) -> int:
     return min(found)[1]
 
 
-@pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_nothing_is_left_when_the_process_of_the_conversation_was_killed(
-    stuck: Tool[..., Any], tmp_path: Path
+    kind: str, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        convo = convo_with(stuck, label=f"doomed {stuck.name}")
-        running = convo.run.remote(f"{stuck.name} {tmp_path}")
-        await at_work(tmp_path, stuck.name)
+        convo = convo_with(await asyncio.to_thread(stuck, kind), label=f"doomed {kind}")
+        running = convo.run.remote(f"{kind} {tmp_path}")
+        await at_work(tmp_path, kind)
         os.kill(root_of(tmp_path), signal.SIGKILL)
         with pytest.raises(ConvoClosed):
             await reply(running)
@@ -258,15 +264,15 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from palaver.actors.cluster import cluster
-from stuck import STUCK
+from stuck import KINDS, stuck
 from test_fence import convo_with
 address, notes, *names = sys.argv[1:]
-chosen = [each for each in STUCK if not names or each.name in names]
+chosen = names or KINDS
 with cluster(address or "local", num_cpus=None if address else 2, log_to_driver=False):
-    convos = [convo_with(each) for each in chosen]
+    convos = [convo_with(stuck(kind)) for kind in chosen]
     running = [
-        convo.run.remote(f"{each.name} {Path(notes) / each.name}")
-        for convo, each in zip(convos, chosen, strict=True)
+        convo.run.remote(f"{kind} {Path(notes) / kind}")
+        for convo, kind in zip(convos, chosen, strict=True)
     ]
     time.sleep(600)
 """
@@ -276,8 +282,8 @@ with cluster(address or "local", num_cpus=None if address else 2, log_to_driver=
 async def test_nothing_is_left_when_the_driver_was_killed(
     owns_ray: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    for each in STUCK:
-        (tmp_path / each.name).mkdir()
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
     address = "" if owns_ray else ray_cluster.address
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, address, str(tmp_path)],
@@ -285,14 +291,14 @@ async def test_nothing_is_left_when_the_driver_was_killed(
         stderr=subprocess.DEVNULL,
     )
     try:
-        for each in STUCK:
-            await at_work(tmp_path / each.name, each.name)
+        for kind in KINDS:
+            await at_work(tmp_path / kind, kind)
         below = psutil.Process(driver.pid).children(recursive=True)
         assert not owns_ray or len(below) > 5
         driver.kill()
         driver.wait()
         for what_is_left in (
-            lambda: [pid for each in STUCK for pid in left_of(tmp_path / each.name)],
+            lambda: [pid for kind in KINDS for pid in left_of(tmp_path / kind)],
             lambda: [each.pid for each in below if is_alive(each.pid)],
             lambda: list(Path(tempfile.gettempdir()).glob(f"palaver-{driver.pid}-*")),
         ):

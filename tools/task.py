@@ -243,7 +243,7 @@ class RayToolset:
             job.stop()
         if jobs:
             await asyncio.wait([job.task for job in jobs.values()])
-        ended = [EndedJob(id, job.label, job.task.result().stopped or Stopped()) for id, job in jobs.items()]
+        ended = [EndedJob(id, job.label, job.stopped) for id, job in jobs.items()]
         return [*ended, *await self._mcp.end()]
 
     async def fence(self, convo_ids: Sequence[str]) -> Stopped:
@@ -358,6 +358,11 @@ class _RunningJob:
             self._stopping = True
             self.task.cancel()
 
+    @property
+    def stopped(self) -> Stopped:
+        """What it took to stop it, once it has ended. It may have been stopped before it began."""
+        return (None if self.task.cancelled() else self.task.result().stopped) or Stopped()
+
 
 def _ray_options(asked: Resources) -> dict[str, Any]:
     options: dict[str, Any] = {
@@ -411,7 +416,13 @@ class _Ask(NamedTuple):
 
 async def _on_every_node(ask: _Ask) -> Stopped:
     """Ask all guardians at once: this node's directly, the others through a task on their nodes."""
-    elsewhere = await asyncio.to_thread(_nodes_elsewhere)
+    try:
+        elsewhere = await asyncio.to_thread(_nodes_elsewhere)
+    except RayError as error:
+        here = await ask.here()
+        return Stopped.of_all(
+            [here, Stopped(complete=False, problem=f"Ray does not list its nodes: {error}")]
+        )
     refs = [
         cast("Any", ask_guardian)
         .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
