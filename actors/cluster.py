@@ -64,8 +64,9 @@ def cluster(
     `address` is `host:port` of a running Ray. None takes RAY_ADDRESS, or else a Ray that was started on
     this machine with `ray start`; where there is none, or for "local", one is started, with `num_cpus`
     (None for all of the machine's), and is gone with its files after the block, also when this process is
-    killed (on Linux). A process that uses a Ray already goes on with that one, which stays.
-    `log_to_driver` shows what actors and tools print. Raises ClusterUnreachable.
+    killed: then all that it has started inside the block is ended (on Linux). A process that uses a Ray
+    already goes on with that one, which stays. `log_to_driver` shows what actors and tools print. Raises
+    ClusterUnreachable.
     """
     if ray.is_initialized():
         current = str(_ray.get_runtime_context().gcs_address)
