@@ -16,7 +16,7 @@ from conftest import ADDRESS_VARIABLE
 
 HERE = Path(__file__).parent
 
-KINDS = "leaves_a_daemon or delegates"
+KINDS = "leaves_a_daemon or (delegates and cancel_returns)"
 """A selection, for time's sake. All of them: STUCK_KINDS= in the environment."""
 
 
