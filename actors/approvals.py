@@ -253,7 +253,9 @@ class Approvals:
     async def _decide(self, tool_use_id: str, convo_id: str | None, decision: Approved | Denied) -> None:
         pending = await self.pending()
         meant = [
-            each for each in pending if each.tool_use_id == tool_use_id and convo_id in (None, each.convo_id)
+            each
+            for each in pending
+            if tool_use_id in (each.tool_use_id, each.id) and convo_id in (None, each.convo_id)
         ]
         if len(meant) > 1:
             raise AmbiguousToolCall(tool_use_id, [each.convo_id for each in meant])

@@ -58,7 +58,8 @@ Tools = Annotated[
 ToolTimeout = Annotated[
     float | None,
     typer.Option(
-        help="Seconds a tool call may take, of tools that set no limit themselves. Default: no limit.",
+        help="Seconds a tool call may take, of tools that set no limit themselves, as bash (120 s, or what "
+        "the model asks for) and delegate do. Default: no limit.",
         metavar="SECONDS",
     ),
 ]

@@ -490,7 +490,7 @@ class Conversation:
             model=self.provider.model,
             usage=self._own_usage(),
             budget=self.budget,
-            running_tools=tuple(self.tool_calls.running.values()),
+            running_tools=(*self.tool_calls.running.values(), *self.toolset.jobs.values()),
             waiting_tools=self.approvals.asking,
         )
 

@@ -36,8 +36,8 @@ class State(StrEnum):
 class Branch(Value):
     """A conversation and its sub-conversations, as they stood when asked for.
 
-    `usage` covers the whole branch. `running_tools` are names of tools, one per call under way;
-    `waiting_tools` those of them that wait for approval.
+    `usage` covers the whole branch. `running_tools` are names of tools, one per call under way,
+    and labels of what goes on in the background; `waiting_tools` those of them that wait for approval.
     """
 
     id: str

@@ -62,6 +62,9 @@ class Scripted:
     def from_file(cls, path: Path | str, **options: Any) -> Scripted:
         """Read a script from a JSON file: a list whose items are a text, a message or a response.
 
+            ["a text", {"role": "assistant", "content": [
+                {"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1, "b": 2}}]}]
+
         Or an object with that list as `replies`, and optionally `model`, `delay_s` and `cost_usd`, as in the
         constructor; `options` go before them. Raises ConfigurationError when the file cannot be read or is
         no such script.

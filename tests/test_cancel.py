@@ -1,4 +1,4 @@
-"""Cancelling one of several tool calls on a real Ray. More kinds of calls and of causes are in `test_fence`."""
+"""Cancelling one of several tool calls on a real Ray. More kinds and causes are in `test_fence`."""
 
 from __future__ import annotations
 

@@ -298,3 +298,38 @@ def test_the_shortfall_says_what_is_asked_and_what_there_is() -> None:
         "of 2 nodes the most that one has is 4 CPU, 4 GPU, label zone in ['a']"
     )
     assert "of 0 nodes" in str(shortfall(asked, []))
+
+
+def test_a_dataclass_defined_in_a_script_has_a_schema_where_its_tool_runs(tmp_path: Path) -> None:
+    here = """
+import pickle, sys
+from dataclasses import dataclass, field
+from palaver.tools import tool
+from palaver.tools.task import pack
+
+@dataclass
+class Point:
+    x: int
+    tags: list[str] = field(default_factory=list)
+    scale: int = field(default=3, kw_only=True)
+
+@tool
+def show(point: Point) -> str:
+    return f"{point.x} {point.tags} {point.scale}"
+
+pickle.dump(pack(show), open(sys.argv[1], "wb"))
+"""
+    there = """
+import pickle, sys
+from palaver.tools import ToolCallInfo
+tool = pickle.load(open(sys.argv[1], "rb")).unpack()
+print(tool(**tool.signature.bind({"point": {"x": 1}}, ToolCallInfo("1", "show", "c"))))
+"""
+    for program in (here, there):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "packed")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout == "1 [] 3\n"

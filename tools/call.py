@@ -47,11 +47,11 @@ class ToolCallInfo:
     jobs: list[Job] = field(default_factory=list[Job])
 
     def start_job(self, tool: Any, input: Mapping[str, Any], label: str) -> None:
-        """Go on with a call of `tool` (a Tool) in the background once this call has ended well.
+        """Go on with a call of `tool` (a Tool) with `input` in the background once this call has ended well.
 
-        It has this call's workspace and a copy of its state, no timeout but its own, and nobody gets its
-        result: what others are to know of it, it writes somewhere. It is stopped, as any call, by `cancel`
-        and `close` of the conversation.
+        `label` is what trees and reports show of it. It has this call's workspace and a copy of its state,
+        no timeout but its own, and nobody gets its result: what others are to know of it, it writes
+        somewhere. It is stopped, as any call, by `cancel` and `close` of the conversation.
         """
         self.jobs.append(Job(tool, input, label))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,6 +17,9 @@ from functools import cache
 import psutil
 
 from palaver.tools.stopped import EndedProcess
+
+_PR_SET_PDEATHSIG = 1
+"""linux/prctl.h: a signal to get when the parent ends."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h: orphaned descendants become children of this process, not of init."""
@@ -42,6 +46,15 @@ def started_at(process: psutil.Process) -> float:
         # psutil has added the boot time, which moves when the system's clock is set.
         return process.create_time() - psutil.boot_time()
     return process.create_time()
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the thread that started it ends. Linux only."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)  # it had ended before
 
 
 @cache

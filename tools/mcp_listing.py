@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.provider import new_request_id
+from palaver.tools.descendants import end_with_parent
 from palaver.tools.guarded import guarded
 from palaver.tools.mcp_server import McpServer
 
@@ -69,6 +70,7 @@ def _wrong(server: McpServer, what: str) -> ConfigurationError:
 
 def main() -> None:
     """The process: reads a server from stdin, and writes what it has found to stdout."""
+    end_with_parent()
     server = cast("McpServer", pickle.loads(sys.stdin.buffer.read()))
     answer = sys.stdout.buffer
     # What anything here prints is no answer.

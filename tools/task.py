@@ -11,6 +11,8 @@ Layer: tools.
 from __future__ import annotations
 
 import asyncio
+import copyreg
+import dataclasses
 import logging
 import sys
 import time
@@ -47,6 +49,19 @@ from palaver.tools.supervisor import UNWIND_S, Supervisor
 from palaver.tools.tool import Approval, Resources, Tool, approval_of
 from palaver.tools.toolset import EndedJob, merge_state, not_found, timed_out
 from palaver.tools.workspace import Workspace
+
+
+# What marks "no default" in a dataclass is known by its identity, which a class pickled by value (one that is
+# defined in a script) would lose, and no schema could be made of it.
+def _by_name(name: str) -> None:
+    def reduced(_: object) -> str:
+        return name
+
+    copyreg.pickle(cast("type[object]", type(getattr(dataclasses, name))), reduced)
+
+
+for _name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY"):
+    _by_name(_name)
 
 logger = logging.getLogger(__name__)
 
