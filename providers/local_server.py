@@ -42,6 +42,10 @@ from typing import Any
 
 from palaver.providers.errors import ConfigurationError
 
+REPEAT_PENALTY = 1.1
+"""Small models fall into repeating themselves until they are cut. Of 32 summaries by SmolLM2-135M 2 did
+without this, and none with it (November 2026)."""
+
 LINGER_S = 0.7
 """How long a server outlives its last user. Short: it is a fraction of a second's work to start again."""
 
@@ -280,6 +284,7 @@ def _start_llama(arguments: argparse.Namespace, api_key: str) -> Any:
     params.n_threads_http = HTTP_THREADS
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.sampling.temp = arguments.temperature
+    params.sampling.penalty_repeat = REPEAT_PENALTY
     params.verbosity = 2  # warnings; above that every request is logged
     params.ui = False
     params.endpoint_slots = False
