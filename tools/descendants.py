@@ -139,14 +139,16 @@ class Descendants:
     def find(self) -> list[psutil.Process]:
         """Those that run."""
         # Anew each time: what psutil keeps of this process is wrong once the system's clock was set.
-        return [each for each in psutil.Process().children(recursive=True) if self._is_ours(each)]
+        this = psutil.Process()
+        mark = _mark_of(this)
+        return [each for each in this.children(recursive=True) if self._is_ours(each, mark)]
 
-    def _is_ours(self, process: psutil.Process) -> bool:
+    def _is_ours(self, process: psutil.Process, mark: int) -> bool:
         with suppress(psutil.Error):
             return (
                 started_at(process) >= self._since
                 and process.status() != psutil.STATUS_ZOMBIE
-                and _mark_of(process) == _mark_of(psutil.Process())
+                and _mark_of(process) == mark
             )
         return False
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 from palaver.tools import guardian
@@ -39,18 +40,14 @@ _connection: int | None = None
 """The descriptor of the one connection, open for as long as the process lives."""
 
 
+@cache
 def address() -> str:
-    """The name of this node's guardian: one for each user and each view of process ids."""
-    version = hash_of(guardian.__file__)
-    return f"palaver-guardian-{os.getuid()}-{os.stat('/proc/self/ns/pid').st_ino}-{version}"
-
-
-def hash_of(path: str) -> str:
-    """Tells apart guardians of different versions."""
+    """The name of this node's guardian: one for each version, each user, and each view of process ids."""
     import hashlib
 
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()[:12]
+    with open(guardian.__file__, "rb") as file:
+        version = hashlib.sha256(file.read()).hexdigest()[:12]
+    return f"palaver-guardian-{os.getuid()}-{os.stat('/proc/self/ns/pid').st_ino}-{version}"
 
 
 @contextmanager
