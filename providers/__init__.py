@@ -39,6 +39,7 @@ from palaver.providers.provider import (
 from palaver.providers.retry import RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
 from palaver.providers.usage import Usage
+from palaver.providers.worst_case import BoundsCost, CountedInput, WorstCase
 
 __all__ = [
     "AnswerLost",
@@ -46,9 +47,11 @@ __all__ = [
     "AuthenticationFailed",
     "BadRequest",
     "BadResponse",
+    "BoundsCost",
     "ConfigurationError",
     "Content",
     "ContextTooLong",
+    "CountedInput",
     "Image",
     "LlamaCPP",
     "MalformedCall",
@@ -86,6 +89,7 @@ __all__ = [
     "TransportFailed",
     "UnknownModel",
     "Usage",
+    "WorstCase",
     "default_provider",
     "known_models",
     "lookup_price",

@@ -8,15 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
+from palaver.providers.anthropic_wire import (
+    ORIGIN,
+    CacheTtl,
+    Effort,
+    from_wire,
+    output_by,
+    overhead,
+    to_wire,
+)
 from palaver.providers.errors import BadRequest, ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
-from palaver.providers.prices import Price, lookup_price
+from palaver.providers.prices import CacheWrites, Price, lookup_price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
+from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
 
 if TYPE_CHECKING:
     import httpx
@@ -124,6 +133,21 @@ class Anthropic:
         """
         return output_by(schema, self._model)
 
+    def worst_case(self, request: Request, counted: CountedInput | None = None) -> WorstCase:
+        """The most that one try of `request` can come to; see `BoundsCost`.
+
+        An answer needs its thinking budget, where there is one, before it has a word of use.
+        """
+        writes: CacheWrites = self._cache_ttl if request.prompt_caching else "never"
+        thinking = self._thinking or {}
+        return priced(
+            self._price,
+            worst_input_tokens(request, counted, self._to_wire, overhead(self._model)),
+            output_tokens=request.max_tokens or self._max_tokens,
+            cache_writes=writes,
+            thinking_tokens=thinking.get("budget_tokens", 0),
+        )
+
     async def generate(self, request: Request) -> Response:
         """Answer one request; see `Provider.generate`.
 
@@ -136,7 +160,21 @@ class Anthropic:
                 f"{MAX_TOKENS_WITHOUT_STREAMING}; ask for less (nothing was sent)",
                 ORIGIN,
             )
-        body = to_wire(
+        body = self._to_wire(request)
+
+        def read(answer: Mapping[str, Any]) -> Response:
+            return from_wire(answer, request=request, model=self._model, price=self._price)
+
+        started_at = self._clock.now()
+        response = await self._endpoint.post("v1/messages", body, read, retry_charged=request.retry_charged)
+        return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
+
+    async def aclose(self) -> None:
+        """Close the connections. Harmless when called twice."""
+        await self._endpoint.aclose()
+
+    def _to_wire(self, request: Request) -> dict[str, Any]:
+        return to_wire(
             request,
             model=self._model,
             max_tokens=self._max_tokens,
@@ -144,17 +182,6 @@ class Anthropic:
             effort=self._effort,
             cache_ttl=self._cache_ttl,
         )
-
-        def read(answer: Mapping[str, Any]) -> Response:
-            return from_wire(answer, request=request, model=self._model, price=self._price)
-
-        started_at = self._clock.now()
-        response = await self._endpoint.post("v1/messages", body, read)
-        return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
-
-    async def aclose(self) -> None:
-        """Close the connections. Harmless when called twice."""
-        await self._endpoint.aclose()
 
     def __repr__(self) -> str:
         return f"Anthropic(model={self._model!r}, host={self._endpoint.host!r})"

@@ -21,6 +21,7 @@ from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.schemas import strict_schema
 from palaver.providers.untyped import as_count, as_dict, as_list, as_text
 from palaver.providers.usage import Usage
+from palaver.providers.worst_case import Overhead
 
 ORIGIN = "anthropic"
 
@@ -46,6 +47,21 @@ _NO_OUTPUT_SCHEMA = (
 """Claude models older than structured outputs, which came with sonnet 4.5 and opus 4.1; all current ones
 have them (platform.claude.com/docs structured-outputs, November 2026)."""
 
+_SMALL_IMAGES = (
+    "claude-3-",
+    "claude-haiku-4-",
+    "claude-opus-4-0",
+    "claude-opus-4-1",
+    "claude-opus-4-2025",
+    "claude-opus-4-5",
+    "claude-opus-4-6",
+    "claude-sonnet-4-",
+)
+"""Models before 4.7, which see at most 1,568 tokens of a picture, about 1,600 by the older formula of width
+times height by 750; the others 4,784 (platform.claude.com/docs vision, November 2026)."""
+_IMAGE_TOKENS_SMALL = 1_600
+_IMAGE_TOKENS = 4_784
+
 _STOP_REASONS: Mapping[str, StopReason] = {
     "end_turn": StopReason.END_TURN,
     "tool_use": StopReason.TOOL_USE,
@@ -62,6 +78,21 @@ def output_by(schema: OutputSchema, model: str) -> OutputBy:
     takes = model.startswith("claude-") and not model.startswith(_NO_OUTPUT_SCHEMA)
     fits = takes and strict_schema(schema.json_schema, limits=False, recursion=False) is not None
     return "schema" if fits else "tool"
+
+
+def overhead(model: str) -> Overhead:
+    """What the API adds to a request. It documents tokens of a system prompt for tools alone: from 159
+    (Claude 3 Sonnet) to 804 (Opus 4.7 with a forced call, 129 more than without), and none yet for some of
+    the newest (platform.claude.com/docs tool-use overview, November 2026). The rest leaves room for what it
+    only says to exist: a prompt for an output schema, and for thinking.
+    """
+    return Overhead(
+        per_request=64,
+        for_tools=1_024,
+        for_tool_choice=256,
+        for_output_schema=512,
+        per_image=_IMAGE_TOKENS_SMALL if model.startswith(_SMALL_IMAGES) else _IMAGE_TOKENS,
+    )
 
 
 def to_wire(

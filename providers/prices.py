@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
 from functools import cache
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, field_validator
@@ -33,6 +33,11 @@ Perplexity models). Such a price is unknown rather than too low. Searches, audio
 pages are never asked for by palaver."""
 
 
+CacheWrites: TypeAlias = Literal["never", "5m", "1h"]
+"""Whether input may be written to a cache, and be charged as that: for an hour, for the time that is usual
+with a provider ("5m"), or not at all."""
+
+
 class Rates(Value):
     """USD per million tokens, by kind of token."""
 
@@ -44,6 +49,24 @@ class Rates(Value):
     """Kept for five minutes, or for as long as the provider keeps it. None: charged as input."""
     cache_write_1h: Decimal | None = Field(default=None, ge=0)
     """Kept for an hour. None: charged as `cache_write`."""
+
+
+class WorstRates(NamedTuple):
+    """The highest rates that an exchange may be charged at, in USD per million tokens."""
+
+    input: Decimal
+    output: Decimal
+
+    def input_usd(self, tokens: int) -> Decimal:
+        """What so many input tokens cost at most, exactly."""
+        with localcontext(_EXACT):
+            return (tokens * self.input).scaleb(-6)
+
+    @property
+    def usd_per_output_token(self) -> Decimal:
+        """What an output token costs at most, exactly."""
+        with localcontext(_EXACT):
+            return self.output.scaleb(-6)
 
 
 class Tier(Value):
@@ -121,12 +144,35 @@ class Price(Value):
         with localcontext(_EXACT):
             return sum((tokens * rate for tokens, rate in charges), Decimal()).scaleb(-6)
 
+    def worst_rates(self, input_tokens: int, *, cache_writes: CacheWrites) -> WorstRates:
+        """The highest rates of an exchange with up to `input_tokens` tokens of input, cached or not.
+
+        `cost` of no such exchange is more, however its input is split between cache and prompt. Input
+        that is not all there may stay below a tier, and so every tier within reach counts, not the last.
+        """
+        reachable = [self.usd_per_million_tokens] + [
+            tier.usd_per_million_tokens for tier in self.tiers if input_tokens > tier.above_input_tokens
+        ]
+        return WorstRates(
+            max(_worst_input(rates, cache_writes) for rates in reachable),
+            max(rates.output for rates in reachable),
+        )
+
     def _rates_for(self, total_input_tokens: int) -> Rates:
         rates = self.usd_per_million_tokens
         for tier in self.tiers:
             if total_input_tokens > tier.above_input_tokens:
                 rates = tier.usd_per_million_tokens
         return rates
+
+
+def _worst_input(rates: Rates, cache_writes: CacheWrites) -> Decimal:
+    charged = [rates.input, rates.cache_read]
+    if cache_writes != "never":
+        charged.append(rates.cache_write)
+    if cache_writes == "1h":
+        charged.append(rates.cache_write_1h)
+    return max(rate for rate in charged if rate is not None)
 
 
 def lookup_price(model: str, provider_hint: str) -> Price | None:

@@ -69,6 +69,8 @@ class Request(Value):
     default. `prompt_caching` asks for the system prompt, the tools and the messages so far to be
     cached, where the provider needs to be asked. `output_schema` holds the text of the answer, not the
     tool calls before it; it is sent by providers that have an `output_by` (see `TakesOutputSchema`).
+    `retry_charged` is whether the provider may try again by itself after a try that was, or may have been,
+    charged; False: it raises that error, with its usage, so that whoever keeps a budget can reserve anew.
     """
 
     id: str = Field(default_factory=new_request_id)
@@ -79,6 +81,7 @@ class Request(Value):
     max_tokens: PositiveInt | None = None
     prompt_caching: bool = False
     output_schema: OutputSchema | None = None
+    retry_charged: bool = True
 
 
 class StopReason(StrEnum):

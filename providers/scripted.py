@@ -1,23 +1,26 @@
 """A provider that replays given replies, for tests and for work without a network.
 
-Layer: providers; imports the neutral types alone.
+Layer: providers; imports the neutral types and prices alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from palaver.providers.errors import BadRequest, ConfigurationError, ProviderError
-from palaver.providers.messages import Message, Text, ToolResult, ToolUse, Value
+from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
+from palaver.providers.prices import Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason
 from palaver.providers.usage import Usage
+from palaver.providers.worst_case import USEFUL_TOKENS, CountedInput, WorstCase, priced
 
 Reply: TypeAlias = str | ToolUse | Sequence[str | ToolUse] | Message | Response | ProviderError
 """Text, one tool call, several of both, a whole message or response, or an error to raise."""
@@ -36,8 +39,14 @@ class Scripted:
     Each conversation plays the script from its beginning: a pickled copy starts anew. Requests are
     kept in `requests` of the copy that got them, and appended to `record_to` (JSON lines), where given,
     which any process can read. A reply without usage of its own is charged one token per word, at
-    `cost_usd` per reply; None makes its cost unknown. `output_by` is how answers of a type are asked for;
-    the script gives them as it likes.
+    `cost_usd` per reply; None makes its cost unknown. With a `price` instead, it costs what its tokens do.
+    `output_by` is how answers of a type are asked for; the script gives them as it likes.
+
+    A text longer than the request's `max_tokens`, or else than `max_tokens` words, is cut there, as a server
+    does; tool calls are kept whole, and no more than the limit is charged. A whole `Response` stays as it is.
+
+    Raises ConfigurationError for a `price` together with a `cost_usd` other than 0, and for a `max_tokens`
+    below 1.
     """
 
     def __init__(
@@ -48,12 +57,23 @@ class Scripted:
         delay_s: float = 0.0,
         cost_usd: Decimal | int | None = 0,
         record_to: Path | str | None = None,
+        price: Price | None = None,
+        max_tokens: int | None = None,
         output_by: OutputBy = "tool",
     ) -> None:
+        if price is not None and cost_usd != 0:
+            raise ConfigurationError(
+                f"the script of {model!r} has a price and cost_usd={cost_usd}; a reply costs what its tokens "
+                "do, or the same whatever it says: give one of the two"
+            )
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigurationError(f"max_tokens is {max_tokens}; an answer needs at least 1")
         self._replies: Script | tuple[Reply, ...] = replies if callable(replies) else tuple(replies)
         self._model = model
         self._delay_s = delay_s
         self._cost_usd = None if cost_usd is None else Decimal(cost_usd)
+        self._price = price
+        self._max_tokens = max_tokens
         self._record_to = None if record_to is None else Path(record_to)
         self._output_by: OutputBy = output_by
         self.requests: list[Request] = []
@@ -65,8 +85,9 @@ class Scripted:
             ["a text", {"role": "assistant", "content": [
                 {"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1, "b": 2}}]}]
 
-        Or an object with that list as `replies`, and optionally `model`, `delay_s` and `cost_usd`, as in the
-        constructor; `options` go before them. Raises ConfigurationError when the file cannot be read or is
+        Or an object with that list as `replies`, and optionally `model`, `delay_s`, `cost_usd`, `max_tokens`,
+        as in the constructor, and `price`, {"input_usd": 0.15, "output_usd": 0.6} per million tokens;
+        `options` go before them. Raises ConfigurationError when the file cannot be read or is
         no such script.
         """
         try:
@@ -78,10 +99,18 @@ class Scripted:
             raise ConfigurationError(
                 f"script {str(path)!r} is no list of replies: {first['msg']} at {list(first['loc'])}; "
                 "each reply is a text, a message {role, content} or a response {message, ...}. For more than "
-                "a list, write {replies, model, delay_s, cost_usd}"
+                "a list, write {replies, model, delay_s, cost_usd, price, max_tokens}"
             ) from error
         if isinstance(content, _ScriptFile):
-            given = content.model_dump(include=content.model_fields_set - {"replies"})
+            names = content.model_fields_set - {"replies"}
+            if {"price", "cost_usd"} <= names:
+                raise ConfigurationError(
+                    f"script {str(path)!r} has both price and cost_usd; a reply costs what its tokens do, or "
+                    "the same whatever it says: give one of the two"
+                )
+            given: dict[str, Any] = {name: getattr(content, name) for name in names}
+            if content.price is not None:
+                given["price"] = Price.per_million_tokens(content.price.input_usd, content.price.output_usd)
             return cls(content.replies, **{**given, **options})
         return cls(content, **options)
 
@@ -95,6 +124,29 @@ class Scripted:
 
     def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
         return self._output_by
+
+    def worst_case(self, request: Request, counted: CountedInput | None = None) -> WorstCase:
+        """The most that a reply to `request` can come to; see `BoundsCost`. Words are counted, not bytes.
+
+        A reply that has usage of its own, a `Response` or an error, may cost up to the dearest of them; what
+        a function will give cannot be known, and is taken to cost what other replies do.
+        """
+        input_tokens = _words_of(request)
+        output_tokens = request.max_tokens or self._max_tokens
+        if self._price is not None:
+            worst = priced(self._price, input_tokens, output_tokens=output_tokens, cache_writes="never")
+        else:
+            useful = USEFUL_TOKENS if output_tokens is None else min(USEFUL_TOKENS, output_tokens)
+            unknown = self._cost_usd is None
+            worst = WorstCase(
+                input_tokens, output_tokens, useful, self._cost_usd, None if unknown else Decimal()
+            )
+        own = [] if callable(self._replies) else [usage for each in self._replies if (usage := _usage(each))]
+        costs = [worst.input_usd, *(usage.cost_usd for usage in own)]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs):
+            return replace(worst, input_usd=None, usd_per_output_token=None)
+        return replace(worst, input_usd=max(known))
 
     async def generate(self, request: Request) -> Response:
         started_at = datetime.now(UTC)
@@ -133,16 +185,20 @@ class Scripted:
         else:
             assert not isinstance(reply, ProviderError)
             message = Message.assistant(*reply)
+        stop_reason = StopReason.TOOL_USE if message.tool_uses else StopReason.END_TURN
+        limit = request.max_tokens or self._max_tokens
+        output_tokens = _words(message)
+        if limit is not None and output_tokens > limit:
+            whole, message, output_tokens = message, _cut(message, limit), limit
+            stop_reason = stop_reason if message == whole else StopReason.MAX_TOKENS
+        usage = Usage(input_tokens=_words_of(request), output_tokens=output_tokens)
+        cost_usd = self._cost_usd if self._price is None else self._price.cost(usage)
         return Response(
             request_id=request.id,
             model=self._model,
             message=message,
-            stop_reason=StopReason.TOOL_USE if message.tool_uses else StopReason.END_TURN,
-            usage=Usage(
-                input_tokens=len(request.system.split()) + sum(_words(m) for m in request.messages),
-                output_tokens=_words(message),
-                cost_usd=self._cost_usd,
-            ),
+            stop_reason=stop_reason,
+            usage=usage.model_copy(update={"cost_usd": cost_usd}),
             started_at=started_at,
             ended_at=datetime.now(UTC),
         )
@@ -154,6 +210,13 @@ class Scripted:
         return f"Scripted(model={self._model!r})"
 
 
+class _ScriptPrice(Value):
+    """USD per million tokens."""
+
+    input_usd: Decimal = Field(ge=0)
+    output_usd: Decimal = Field(ge=0)
+
+
 class _ScriptFile(Value):
     """A script with how it is played."""
 
@@ -161,6 +224,8 @@ class _ScriptFile(Value):
     model: str = "scripted"
     delay_s: float = Field(default=0.0, ge=0)
     cost_usd: Decimal | None = Field(default=Decimal(), ge=0)
+    price: _ScriptPrice | None = None
+    max_tokens: PositiveInt | None = None
 
 
 _FILE: TypeAdapter[list[str | Message | Response] | _ScriptFile] = TypeAdapter(
@@ -168,7 +233,33 @@ _FILE: TypeAdapter[list[str | Message | Response] | _ScriptFile] = TypeAdapter(
 )
 
 
+def _words_of(request: Request) -> int:
+    return len(request.system.split()) + sum(map(_words, request.messages))
+
+
 def _words(message: Message) -> int:
     return sum(
         len(part.text.split()) if isinstance(part, Text | ToolResult) else 1 for part in message.content
     )
+
+
+def _cut(message: Message, limit: int) -> Message:
+    """The message with no more words than the limit leaves to its texts; all else is kept."""
+    left = limit
+    kept: list[Content] = []
+    for part in message.content:
+        if not isinstance(part, Text):
+            kept.append(part)
+            left -= 1
+            continue
+        words = part.text.split()
+        if len(words) <= left:
+            kept.append(part)
+        elif left > 0:
+            kept.append(Text(text=" ".join(words[:left])))
+        left -= len(words)
+    return message.model_copy(update={"content": tuple(kept)})
+
+
+def _usage(reply: Reply) -> Usage | None:
+    return reply.usage if isinstance(reply, Response | ProviderError) else None

@@ -307,6 +307,19 @@ async def test_charged_tries_are_bounded_and_their_usage_is_in_the_error() -> No
     assert caught.value.usage == Usage(output_tokens=10)
 
 
+async def test_no_charged_or_lost_try_is_repeated_for_who_keeps_a_budget() -> None:
+    policy = RetryPolicy(retry_lost_answers=True)
+    target, server = endpoint(BUSY, ok({"text": "bad"}), GOOD, retry=policy)
+    with pytest.raises(MalformedCall) as caught:
+        await target.post("chat", {}, charged(5), retry_charged=False)
+    assert len(server.requests) == 2  # the one that was refused cost nothing
+    assert caught.value.usage == Usage(output_tokens=5)
+    target, server = endpoint(httpx.ReadTimeout("x"), GOOD, retry=policy)
+    with pytest.raises(AnswerLost):
+        await target.post("chat", {}, read, retry_charged=False)
+    assert len(server.requests) == 1
+
+
 async def test_key_that_the_server_echoes_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     echo = f"key {KEY} is bad; " * 40
     answers = [
