@@ -11,14 +11,16 @@ from palaver.actors.errors import (
     ConvoClosed,
     NothingToSend,
     TooManySubConvos,
+    UnknownConvo,
+    UnknownPrice,
     UnknownToolCall,
 )
 from palaver.actors.kin import Branch, State
-from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
 from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult
+from palaver.actors.usage import CumulativeUsage
 
 __all__ = [
     "AmbiguousToolCall",
@@ -45,6 +47,8 @@ __all__ = [
     "StoppedCall",
     "StoppedConvo",
     "TooManySubConvos",
+    "UnknownConvo",
+    "UnknownPrice",
     "UnknownToolCall",
     "reply",
 ]

@@ -5,31 +5,54 @@ Layer: actors, core; no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from decimal import ROUND_DOWN, Decimal, localcontext
-from typing import Any
+from typing import Any, cast
 
 from pydantic import field_validator
 
-from palaver.actors.errors import Breach
-from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.errors import Breach, LimitName
+from palaver.actors.usage import EXACT, CumulativeUsage
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Value
+
+_COUNTS: Mapping[str, str] = {
+    "max_responses": "responses",
+    "max_total_tokens": "total_tokens",
+    "max_tool_calls": "tool_calls",
+    "max_sub_convos": "sub_convos",
+}
+"""The limits that are plain numbers, and what of a CumulativeUsage each bounds; in the order of breaches."""
 
 
 class Budget(Value):
     """Limits for a conversation with all its sub-conversations.
 
-    None means no limit; 0 means that nothing may be spent. `max_dollars` is USD, exact (a float is
-    taken as it is written: 0.1 is one tenth). `max_wall_time` takes a timedelta or seconds and counts
-    from the start of the conversation. Raises pydantic's ValidationError for a negative or non-finite
-    limit.
+    None means no limit; 0 means that nothing may be spent.
+
+    - `max_dollars`: USD, exact (a float is taken as it is written: 0.1 is one tenth).
+    - `max_responses`: answers of models.
+    - `max_wall_time`: a timedelta or seconds, from the start of the conversation. Requests and tool calls
+      that are under way when it ends are stopped.
+    - `max_total_tokens`: input, cached or not, and output.
+    - `max_tool_calls`: calls of tools. Those beyond it are not run; the model is told.
+    - `max_sub_convos`: sub-conversations, direct or not, that have ended or not.
+    - `max_depth`: how many levels of sub-conversations there may be below; 0 for none.
+
+    A request is sent only when the most that it can cost fits, so that no limit is ever passed. With
+    `advisory` the limits refuse nothing: `over_budget()` tells when one is reached. Raises pydantic's
+    ValidationError for a negative or non-finite limit.
     """
 
     max_dollars: Decimal | None = None
     max_responses: int | None = None
     max_wall_time: timedelta | None = None
+    max_total_tokens: int | None = None
+    max_tool_calls: int | None = None
+    max_sub_convos: int | None = None
+    max_depth: int | None = None
+    advisory: bool = False
 
     def __init__(
         self,
@@ -37,15 +60,25 @@ class Budget(Value):
         max_dollars: Decimal | float | str | None = None,
         max_responses: int | None = None,
         max_wall_time: timedelta | float | None = None,
+        max_total_tokens: int | None = None,
+        max_tool_calls: int | None = None,
+        max_sub_convos: int | None = None,
+        max_depth: int | None = None,
+        advisory: bool = False,
     ) -> None:
         limits: dict[str, Any] = {
             "max_dollars": max_dollars,
             "max_responses": max_responses,
             "max_wall_time": max_wall_time,
+            "max_total_tokens": max_total_tokens,
+            "max_tool_calls": max_tool_calls,
+            "max_sub_convos": max_sub_convos,
+            "max_depth": max_depth,
+            "advisory": advisory,
         }
         super().__init__(**limits)
 
-    @field_validator("max_dollars", "max_responses", "max_wall_time")
+    @field_validator("max_dollars", "max_wall_time", "max_depth", *_COUNTS)
     @classmethod
     def _not_negative(cls, limit: Any) -> Any:
         if limit is None:
@@ -56,8 +89,13 @@ class Budget(Value):
             raise ValueError(f"a limit of {limit} is negative; use 0 or more, or None for no limit")
         return limit
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits there are, by name."""
+        return {name: limit for name, limit in self if name != "advisory" and limit is not None}
+
     def breaches(self, usage: CumulativeUsage) -> tuple[Breach, ...]:
-        """The limits that `usage` has reached: money first, then time, then responses.
+        """The limits that `usage` has reached: money first, then time, then counts.
 
         Spending of unknown cost breaches any dollar limit, since nothing proves that it is kept.
         """
@@ -69,42 +107,64 @@ class Budget(Value):
         if self.max_wall_time is not None and usage.wall_time >= self.max_wall_time:
             limit_s, actual_s = self.max_wall_time.total_seconds(), usage.wall_time.total_seconds()
             found.append(Breach("max_wall_time", Decimal(str(limit_s)), Decimal(str(actual_s))))
-        if self.max_responses is not None and usage.responses >= self.max_responses:
-            found.append(Breach("max_responses", Decimal(self.max_responses), Decimal(usage.responses)))
+        for name, counted in _COUNTS.items():
+            limit, actual = getattr(self, name), getattr(usage, counted)
+            if limit is not None and actual >= limit:
+                found.append(Breach(cast("LimitName", name), Decimal(limit), Decimal(actual)))
         return tuple(found)
 
     def on_top_of(self, usage: CumulativeUsage) -> Budget:
-        """The same limits, counted from what was used so far.
+        """The same limits, counted from what was used so far. `max_depth` counts nothing, and stays.
 
         An unknown cost counts as what of it is known.
         """
-        return Budget(
-            max_dollars=None if self.max_dollars is None else self.max_dollars + usage.known_cost_usd,
-            max_responses=None if self.max_responses is None else self.max_responses + usage.responses,
-            max_wall_time=None if self.max_wall_time is None else self.max_wall_time + usage.wall_time,
-        )
+        raised = {
+            name: limit + getattr(usage, _COUNTS[name])
+            for name, limit in self.limits.items()
+            if name in _COUNTS
+        }
+        if self.max_dollars is not None:
+            raised["max_dollars"] = EXACT.add(self.max_dollars, usage.known_cost_usd)
+        if self.max_wall_time is not None:
+            raised["max_wall_time"] = self.max_wall_time + usage.wall_time
+        return self.model_copy(update=raised)
+
+    def raised_by(self, more: Budget) -> Budget:
+        """Each limit raised by that of `more`. Raises ConfigurationError where there is none to raise."""
+        own = self.limits
+        unlimited = [name for name in more.limits if name not in own]
+        if unlimited:
+            raise ConfigurationError(
+                f"{', '.join(unlimited)} cannot be raised: there is no such limit; limited: "
+                f"{', '.join(own) or 'nothing'}. reset_budget() sets limits"
+            )
+        with localcontext(EXACT):
+            return self.model_copy(update={name: own[name] + limit for name, limit in more.limits.items()})
 
     def left(self, usage: CumulativeUsage) -> Budget:
         """What `usage` leaves of each limit: 0 where it is reached, None where there is none.
 
         Of a dollar limit spending of unknown cost leaves nothing, since nothing proves the opposite.
         """
-        cost = usage.total_cost_usd
-        dollars = None if self.max_dollars is None else Decimal()
-        if self.max_dollars is not None and cost is not None:
-            dollars = max(Decimal(), self.max_dollars - cost)
-        responses = None if self.max_responses is None else max(0, self.max_responses - usage.responses)
-        wall_time = None
+        rest: dict[str, Any] = {
+            name: max(0, limit - getattr(usage, _COUNTS[name]))
+            for name, limit in self.limits.items()
+            if name in _COUNTS
+        }
+        if self.max_dollars is not None:
+            cost = usage.total_cost_usd
+            left = Decimal() if cost is None else EXACT.subtract(self.max_dollars, cost)
+            rest["max_dollars"] = max(Decimal(), left)
         if self.max_wall_time is not None:
-            wall_time = max(timedelta(), self.max_wall_time - usage.wall_time)
-        return Budget(max_dollars=dollars, max_responses=responses, max_wall_time=wall_time)
+            rest["max_wall_time"] = max(timedelta(), self.max_wall_time - usage.wall_time)
+        return self.model_copy(update=rest)
 
     def share(self, part: Decimal | float) -> Budget:
         """That part of each limit (0 < part <= 1; a float is taken as it is written).
 
         Rounded down, so that parts which sum up to 1 never come to more than the whole: dollars to 28
-        digits, responses to a whole number. But of one response or more, the part is at least one. Raises
-        ConfigurationError for a part that is none.
+        digits, counts to a whole number. But of one or more, the part is at least one. `max_depth` is not
+        shared out: it stays. Raises ConfigurationError for a part that is none.
         """
         part = part if isinstance(part, Decimal) else Decimal(str(part))
         if part.is_nan() or not 0 < part <= 1:
@@ -112,25 +172,25 @@ class Budget(Value):
                 f"budget_share is {part}; use a part of what is left, above 0 and at most 1"
             )
         with localcontext(rounding=ROUND_DOWN):
-            dollars = None if self.max_dollars is None else self.max_dollars * part
-            responses = self.max_responses
-            if responses:
-                responses = max(1, int(responses * part))
-            wall_time = self.max_wall_time
-            if wall_time is not None:
-                microseconds = wall_time // timedelta(microseconds=1)
-                wall_time = timedelta(microseconds=int(microseconds * part))
-        return Budget(max_dollars=dollars, max_responses=responses, max_wall_time=wall_time)
+            shared: dict[str, Any] = {
+                name: limit and max(1, int(limit * part))
+                for name, limit in self.limits.items()
+                if name in _COUNTS
+            }
+            if self.max_dollars is not None:
+                shared["max_dollars"] = self.max_dollars * part
+            if self.max_wall_time is not None:
+                microseconds = self.max_wall_time // timedelta(microseconds=1)
+                shared["max_wall_time"] = timedelta(microseconds=int(microseconds * part))
+        return self.model_copy(update=shared)
 
     @classmethod
     def tightest(cls, budgets: Iterable[Budget]) -> Budget:
-        """The lowest of each limit."""
-        budgets = list(budgets)
-        dollars = [each.max_dollars for each in budgets if each.max_dollars is not None]
-        responses = [each.max_responses for each in budgets if each.max_responses is not None]
-        wall_times = [each.max_wall_time for each in budgets if each.max_wall_time is not None]
-        return cls(
-            max_dollars=min(dollars, default=None),
-            max_responses=min(responses, default=None),
-            max_wall_time=min(wall_times, default=None),
-        )
+        """The lowest of each limit, those that are advisory left out."""
+        limits: dict[str, Any] = {}
+        for budget in budgets:
+            if budget.advisory:
+                continue
+            for name, limit in budget.limits.items():
+                limits[name] = min(limit, limits.get(name, limit))
+        return cls(**limits)

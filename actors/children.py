@@ -12,13 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 
-from palaver.actors.budget import Budget
 from palaver.actors.errors import ConvoClosed, TooManySubConvos
-from palaver.actors.kin import Branch, Child, State
-from palaver.actors.ledger import Ledger
+from palaver.actors.kin import Activity, Child, State
 from palaver.actors.report import StoppedConvo
+from palaver.actors.treasury import Treasury
 from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
 
@@ -33,16 +31,17 @@ CHILD_ANSWERS_WITHIN_S = 2.0
 
 
 class Children:
-    """The children of conversation `parent_id`, which is at `depth`; its `toolset` can fence them."""
+    """The children of conversation `parent_id`.
 
-    def __init__(self, parent_id: str, depth: int, toolset: Toolset) -> None:
+    Its `toolset` can fence them; `treasury` has their accounts.
+    """
+
+    def __init__(self, parent_id: str, toolset: Toolset, treasury: Treasury) -> None:
         self._parent_id = parent_id
-        self._depth = depth
         self._toolset = toolset
+        self._treasury = treasury
         self._open: dict[str, Child] = {}
         self._of_call: dict[str, list[str]] = {}
-        self._last_seen: dict[str, Branch] = {}
-        self._ended: list[Branch] = []
 
     def add(self, id: str, child: Child, within_call: str | None) -> None:
         """Take one on; one within a tool call ends with that call (`close_those_of`)."""
@@ -61,19 +60,15 @@ class Children:
         if len(started) + asked > at_most:
             raise TooManySubConvos(self._parent_id, asked, len(started), at_most)
 
-    def closed(self, last: Branch) -> None:
-        """One has closed; `last` is how it stood."""
-        if self._open.pop(last.id, None) is not None:
-            self._last_seen.pop(last.id, None)
-            self._ended.append(last)
+    def closed(self, convo_id: str) -> None:
+        """One has closed, or its process is gone."""
+        self._open.pop(convo_id, None)
 
-    async def branches(self) -> tuple[Branch, ...]:
-        """Each of them with all below it, those that have ended first."""
+    async def activities(self) -> tuple[Activity, ...]:
+        """What each of them, with all below it, is doing; those that have ended left out."""
         children = dict(self._open)
-        branches = await asyncio.gather(*(self._branch(id, each) for id, each in children.items()))
-        # One that closed while it was asked is among both.
-        ended = {branch.id for branch in self._ended}
-        return (*self._ended, *(branch for branch in branches if branch.id not in ended))
+        activities = await asyncio.gather(*(self._activity(id, each) for id, each in children.items()))
+        return tuple(each for each in activities if each is not None)
 
     async def cancel(self, cause: str) -> tuple[tuple[StoppedConvo, ...], Stopped]:
         """Cancel all: what was stopped in them and below, and what had to be ended from outside."""
@@ -92,31 +87,21 @@ class Children:
         started = self._of_call.pop(tool_use_id, ())
         await self._close_all({id: self._open[id] for id in started if id in self._open})
 
-    async def _branch(self, id: str, child: Child) -> Branch:
+    async def _activity(self, id: str, child: Child) -> Activity | None:
         try:
             async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
-                branch = self._last_seen[id] = await child.tree()
-                return branch
-        except (ConvoClosed, TimeoutError) as error:
-            lost = self._lost(id, child)
-            if isinstance(error, ConvoClosed):
-                # It never answers again; whatever it still said of itself has arrived.
-                self.closed(lost)
-            return lost
+                return await child.activity()
+        except TimeoutError:
+            return Activity(id=id, state=State.LOST)
+        except ConvoClosed:
+            await self._lost(id)  # it never answers again
+            return None
 
-    def _lost(self, id: str, child: Child) -> Branch:
-        """A child that does not answer, as it was last seen."""
-        seen = self._last_seen.get(id) or Branch(
-            id=id,
-            parent_id=self._parent_id,
-            depth=self._depth + 1,
-            label=child.label,
-            state=State.LOST,
-            model="",
-            usage=Ledger().usage(datetime.now(UTC), timedelta()),
-            budget=Budget(),
-        )
-        return seen.model_copy(update={"state": State.LOST, "running_tools": (), "waiting_tools": ()})
+    async def _lost(self, id: str) -> None:
+        """A child's process is gone."""
+        if id in self._open:
+            self.closed(id)
+            await self._treasury.close(id, lost=True)
 
     async def _cancel(self, id: str, child: Child, cause: str) -> tuple[StoppedConvo, ...]:
         began, problem = time.monotonic(), ""
@@ -161,6 +146,5 @@ class Children:
             return Stopped()
         fenced = await self._toolset.fence(gone)
         for id in gone:
-            if (child := self._open.get(id)) is not None:
-                self.closed(self._lost(id, child))
+            await self._lost(id)
         return fenced

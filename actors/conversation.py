@@ -1,8 +1,7 @@
 """The conversation itself: sends, calls tools, keeps the transcript, and answers for what it spends.
 
-It owns two invariants. An answer that was paid for is kept and charged, to this conversation and every
-ancestor, before anybody hears of it, cancelled or not. And one call at a time writes the transcript: a
-second `send` or `run` is refused, because a message between a tool call and its result would tear it.
+It owns the invariant that one call at a time writes the transcript: a second `send` or `run` is refused,
+because a message between a tool call and its result would tear it.
 
 Layer: actors, core; no Ray. Provider, tools, parent and clock are passed in.
 """
@@ -12,15 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar, overload
 
 from palaver.actors.approvals import Approvals, Desk
 from palaver.actors.budget import Budget
 from palaver.actors.children import Children
-from palaver.actors.endings import to_the_end
+from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import (
     BudgetExceeded,
     ConvoBusy,
@@ -28,19 +25,22 @@ from palaver.actors.errors import (
     ConvoClosed,
     UnknownToolCall,
 )
+from palaver.actors.exchanges import Exchanges
 from palaver.actors.ids import new_convo_id
-from palaver.actors.kin import Branch, Child, Parent, State
-from palaver.actors.ledger import CumulativeUsage, Entry, Ledger, ResponseCharged
+from palaver.actors.kin import Activity, Branch, Child, Parent, State, branch_of
+from palaver.actors.ledger import Ledger
 from palaver.actors.listener import ConvoInfo, GuardedListener, Listener, NoopListener
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult, RunStop, stop_of
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
+from palaver.actors.treasury import RootTreasury, Treasury
 from palaver.actors.typed_output import OUTPUT_RETRIES, OutputType, TypedOutput
-from palaver.providers.errors import BadResponse, PalaverError, ProviderError
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
+from palaver.providers.retry import Clock
 from palaver.tools.toolset import Toolset
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Conversation:
         messages: Iterable[Message] = (),
         listener: Listener | None = None,
         owns_provider: bool = True,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         settings = settings or Settings()
         settings.check_tools(bool(toolset.specs))
@@ -80,9 +80,10 @@ class Conversation:
         self.listener: Listener = listener or NoopListener()
         self.info = ConvoInfo(id=self.id, parent_id=parent_id, depth=depth, label=settings.label)
         self.transcript = Transcript(self.id, messages)
-        self.ledger = Ledger()
-        self.budget = settings.budget
         self._parent = parent
+        self._clock = clock or Clock()
+        self.treasury: Treasury = parent.treasury if parent is not None else self._own_treasury()
+        """Where what the whole tree spends is granted and counted; the root's."""
         self._told = GuardedListener(self.listener, self.info)
         self.approvals = Approvals(
             self.id,
@@ -90,23 +91,20 @@ class Conversation:
             parent.lineage if parent is not None else (),
             parent.desk if parent is not None else None,
         )
-        self._children = Children(self.id, depth, toolset)
+        self._children = Children(self.id, toolset, self.treasury)
         self.tool_calls = ToolCalls(
             self.id,
             toolset,
             self.transcript,
             self._told,
             self.approvals,
-            self.record,
+            self.treasury,
             self._children.close_those_of,
         )
-        self._monotonic = monotonic
-        self._started_at = datetime.now(UTC)
-        self._started = monotonic()
+        self.exchanges = Exchanges(self.id, provider, self.transcript, self._told, self.treasury, self._clock)
         self._owns_provider = owns_provider
         self._doing: str | None = None
         self._operations: set[asyncio.Task[Any]] = set()
-        self._request_id: str | None = None
         self._cause: str | None = None
         self._cancelling: asyncio.Task[CancelReport] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -186,8 +184,10 @@ class Conversation:
 
     async def _send(self, message: Message, typed: TypedOutput | None = None) -> Response:
         message = self.transcript.completed(message)
-        if over := await self.over_budget():
-            raise over
+        if self.settings.tell_budget_from is not None:
+            left = await self.treasury.notice(self.id, self.settings.tell_budget_from)
+            if left:
+                message = Message(role=message.role, content=(*message.content, Text(text=left)))
         specs = tuple(self.toolset.specs)
         request = Request(
             messages=self.transcript.request_messages(message),
@@ -199,52 +199,7 @@ class Conversation:
         )
         if typed is not None:
             request = typed.asked_in(request)
-        await self._told.on_request(request.id, message)
-        self._request_id = request.id
-        answer = asyncio.create_task(self._answer(request))
-        interruption: asyncio.CancelledError | None = None
-        try:
-            await asyncio.wait({answer})
-        except asyncio.CancelledError as error:
-            interruption = error
-            answer.cancel()
-            await asyncio.wait({answer})
-        finally:
-            self._request_id = None
-        # It may have come, or failed at a cost, all the same.
-        failure = None if answer.cancelled() else answer.exception()
-        response = None if answer.cancelled() or failure else answer.result()
-        await to_the_end(self._settle(request, message, response, failure))
-        if interruption is not None:
-            raise interruption
-        return answer.result()
-
-    async def _answer(self, request: Request) -> Response:
-        response = await self.provider.generate(request)
-        counts = Counter(call.id for call in response.message.tool_uses)
-        twice = [id for id, count in counts.items() if count > 1]
-        if twice:
-            raise BadResponse(
-                f"{self.provider.name} {self.provider.model} answered with more than one tool call of id "
-                f"{twice}, whose results nobody could tell apart; send again, or give each call its own id",
-                self.provider.name,
-                usage=response.usage,
-            )
-        return response
-
-    async def _settle(
-        self, request: Request, message: Message, response: Response | None, failure: BaseException | None
-    ) -> None:
-        """Keep and charge what came of a request, and tell of it."""
-        if response is not None:
-            self.transcript.keep_exchange(message, response)
-            await self.record(ResponseCharged(convo_id=self.id, request_id=request.id, usage=response.usage))
-        elif isinstance(failure, ProviderError) and failure.usage is not None:
-            await self.record(
-                ResponseCharged(convo_id=self.id, request_id=request.id, usage=failure.usage, answered=False)
-            )
-        told = failure if isinstance(failure, PalaverError) else None
-        await self._told.on_response(request.id, response, told)
+        return await self.exchanges.send(request, message)
 
     async def _run(self, message: Message, typed: TypedOutput | None) -> RunResult[Any]:
         first, before = True, len(self.transcript.messages)
@@ -270,6 +225,8 @@ class Conversation:
                     if reading.stop is not None:
                         stop, detail, output = reading.stop, reading.detail, reading.output
                         break
+                if calls and self.tool_calls.refused is not None:
+                    raise self.tool_calls.refused
                 if not contents:
                     stop = "no_response"
                     break
@@ -364,61 +321,68 @@ class Conversation:
 
     # Usage and budget
 
-    async def record(self, entry: Entry) -> None:
-        """Count an entry here and at every ancestor; done when this returns. A repeat counts once."""
-        self.ledger.record(entry)
-        if self._parent is not None:
-            await to_the_end(self._parent.record(entry))
-
     async def cumulative_usage(self) -> CumulativeUsage:
         """Usage of this conversation and all below it; `tool_uses` counts over the whole tree."""
-        return self._own_usage().model_copy(update={"tool_uses": await self.tree_tool_uses()})
-
-    async def tree_tool_uses(self) -> Mapping[str, int]:
-        """Calls by tool name over the whole tree."""
-        return self.ledger.tool_uses if self._parent is None else await self._parent.tree_tool_uses()
+        return await self.treasury.usage(self.id)
 
     async def over_budget(self) -> BudgetExceeded | None:
         """The budget that this conversation, or an ancestor, has used up; None while there is none."""
-        over = self.over_own_budget()
-        return over if over or self._parent is None else await self._parent.over_budget()
-
-    def over_own_budget(self) -> BudgetExceeded | None:
-        """This conversation's own budget, when it is used up; ancestors are not asked."""
-        breaches = self.budget.breaches(self._own_usage())
-        return BudgetExceeded(self.id, breaches) if breaches else None
+        return await self.treasury.over_budget(self.id)
 
     async def budget_left(self) -> Budget:
-        """What is left of this conversation's limits and of all above it, the tightest of each."""
-        own = self.own_budget_left()
-        return own if self._parent is None else Budget.tightest((own, await self._parent.budget_left()))
+        """What is left of this conversation's limits and of all above it, the tightest of each.
 
-    def own_budget_left(self) -> Budget:
-        """What is left of this conversation's own limits."""
-        return self.budget.left(self._own_usage())
+        What is reserved for requests under way is not left.
+        """
+        return await self.treasury.left(self.id)
 
     async def budget_share(self, part: float) -> Budget:
         """That part (above 0, at most 1) of what is left to this conversation, for a sub-conversation.
 
         Raises BudgetExceeded when nothing is left, ConfigurationError for a part that is none.
         """
-        if over := await self.over_budget():
+        over = await self.over_budget()
+        if over is not None and over.stops_requests:
             raise over
         return (await self.budget_left()).share(part)
 
-    def reset_budget(self, budget: Budget) -> None:
+    async def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
-        self.budget = budget.on_top_of(self._own_usage())
+        await self.treasury.reset_budget(self.id, budget)
 
-    def _own_usage(self) -> CumulativeUsage:
-        return self.ledger.usage(self._started_at, timedelta(seconds=self._monotonic() - self._started))
+    async def fund(self, convo_id: str, budget: Budget) -> Budget:
+        """Raise the limits of this conversation, or of one below it, by those of `budget`; the new limits.
+
+        What waited for its budget goes on. Raises UnknownConvo, ConvoClosed, and ConfigurationError for a
+        limit that there is not.
+        """
+        return await self.treasury.fund(convo_id, budget, asked_by=self.id)
+
+    def _own_treasury(self) -> RootTreasury:
+        ledger = Ledger(self._clock)
+        ledger.open([self._account(None)])
+        return RootTreasury(ledger)
+
+    def _account(self, parent_id: str | None) -> AccountOpened:
+        return AccountOpened(
+            convo_id=self.id,
+            parent_id=parent_id,
+            label=self.settings.label,
+            model=self.provider.model,
+            budget=self.settings.budget,
+            at=self._clock.now(),
+        )
 
     # The tree
 
-    def sub_conversation(
+    async def sub_conversation(
         self, toolset: Toolset, settings: Settings | None = None, *, messages: Iterable[Message] = ()
     ) -> Conversation:
-        """A sub-conversation in this process, with this one's provider and listener."""
+        """A sub-conversation in this process, with this one's provider and listener.
+
+        Raises BudgetExceeded when there may be no more of them, ConvoClosed, ConvoCancelled.
+        """
+        self.refuse_if_ending()
         child = Conversation(
             self.provider,
             toolset,
@@ -429,8 +393,9 @@ class Conversation:
             messages=messages,
             listener=self.listener,
             owns_provider=False,
-            monotonic=self._monotonic,
+            clock=self._clock,
         )
+        await self.treasury.open([child._account(self.id)])
         self.adopt(child.id, child)
         return child
 
@@ -463,36 +428,35 @@ class Conversation:
             calls = [id for id, name in tools.items() if name == tools[within_call]]
         self._children.refuse_too_many(asked, at_most, calls)
 
-    async def child_closed(self, last: Branch) -> None:
-        """A child has closed; `last` is how it stood."""
-        self._children.closed(last)
+    async def child_closed(self, convo_id: str) -> None:
+        """A child has closed."""
+        self._children.closed(convo_id)
 
     async def tree(self) -> Branch:
         """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
-        children = await self._children.branches()
-        return self._self_branch().model_copy(update={"children": children})
+        activity = await self.activity()  # which also finds out who is lost
+        return branch_of(await self.treasury.statements(self.id), activity)
 
-    def _self_branch(self) -> Branch:
-        if self._closing is not None:
-            state = State.CLOSED
-        elif self.approvals.asking:
-            state = State.WAITING
-        elif self.tool_calls.running:
-            state = State.RUNNING_TOOLS
-        else:
-            state = State.REQUESTING if self._request_id else State.IDLE
-        return Branch(
+    async def activity(self) -> Activity:
+        """What this conversation and those below it are doing."""
+        return Activity(
             id=self.id,
-            parent_id=self.info.parent_id,
-            depth=self.depth,
-            label=self.info.label,
-            state=state,
-            model=self.provider.model,
-            usage=self._own_usage(),
-            budget=self.budget,
+            state=self._state(),
             running_tools=(*self.tool_calls.running.values(), *self.toolset.jobs.values()),
             waiting_tools=self.approvals.asking,
+            children=await self._children.activities(),
         )
+
+    def _state(self) -> State:
+        if self._closing is not None:
+            return State.CLOSED
+        if self.approvals.asking:
+            return State.WAITING
+        if self.tool_calls.running:
+            return State.RUNNING_TOOLS
+        if self.exchanges.is_held:
+            return State.HELD
+        return State.REQUESTING if self.exchanges.request_id else State.IDLE
 
     def kill(self) -> None:
         """End at once what a process would end with; in this one there is nothing to kill."""
@@ -513,7 +477,7 @@ class Conversation:
     async def _cancel(self, cause: str) -> CancelReport:
         self._cause, began = cause, time.monotonic()
         try:
-            request_id = self._request_id
+            request_id = self.exchanges.request_id
             calls = asyncio.create_task(self.tool_calls.stop_all(cause))
             # Those that come later wait until this has ended.
             operations = set(self._operations)
@@ -566,12 +530,13 @@ class Conversation:
                 await self.provider.aclose()
         except Exception:
             _log.exception("conversation %s: what it held could not be given back", self.id)
-        if self._parent is not None:
-            try:
-                async with asyncio.timeout(PARENT_ANSWERS_WITHIN_S):
-                    await self._parent.child_closed(await self.tree())
-            except (ConvoClosed, TimeoutError):
-                pass  # it is ending itself
+        try:
+            async with asyncio.timeout(PARENT_ANSWERS_WITHIN_S):
+                await self.treasury.close(self.id)
+                if self._parent is not None:
+                    await self._parent.child_closed(self.id)
+        except (ConvoClosed, TimeoutError):
+            pass  # they are ending themselves
 
 
 def _user_message(text: str, contents: Iterable[Content]) -> Message:

@@ -13,6 +13,7 @@ import asyncio
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, Unpack, cast
 
 import ray
@@ -21,19 +22,21 @@ import ray.actor
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
+from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
 from palaver.actors.ids import new_convo_id
-from palaver.actors.kin import Branch
-from palaver.actors.ledger import CumulativeUsage, Entry
+from palaver.actors.kin import Activity, Branch
 from palaver.actors.listener import Listener
-from palaver.actors.options import AnyTool, SubConvoOptions, check_options, packed_tools
+from palaver.actors.options import AnyTool, SubConvoOptions, check_options, check_price, packed_tools
 from palaver.actors.relatives import Ancestors, Remote
 from palaver.actors.remote_methods import remote_run, remotely
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
+from palaver.actors.treasury import RootTreasury
 from palaver.actors.typed_output import OUTPUT_RETRIES
-from palaver.providers.errors import ConfigurationError
+from palaver.actors.usage import CumulativeUsage
+from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
 from palaver.tools.limits import ToolLimits
@@ -85,6 +88,9 @@ class ConvoActor:
             messages=messages,
             listener=listener,
         )
+        if ancestors is None:
+            context = cast("Any", ray.get_runtime_context())
+            self._treasury.introduce(id, Remote(id, self._handle), context.get_node_id())
 
     def __repr__(self) -> str:
         # Ray asks for it even when __init__ has failed.
@@ -254,7 +260,24 @@ class ConvoActor:
     @remotely
     async def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
-        self._core.reset_budget(budget)
+        await self._core.reset_budget(budget)
+
+    @remotely
+    async def budget_left(self) -> Budget:
+        """What is left of this conversation's limits and of all above it, the tightest of each.
+
+        What is reserved for requests under way is not left.
+        """
+        return await self._core.budget_left()
+
+    @remotely
+    async def fund(self, convo_id: str, budget: Budget) -> Budget:
+        """Raise the limits of this conversation, or of one below it, by those of `budget`; the new limits.
+
+        What waited for its budget goes on. Raises UnknownConvo, ConvoClosed, and ConfigurationError for a
+        limit that there is not.
+        """
+        return await self._core.fund(convo_id, budget)
 
     @remotely
     async def tree(self) -> Branch:
@@ -296,15 +319,36 @@ class ConvoActor:
         at_most: int | None = None,
     ) -> list[ConvoHandle]:
         prepared = [await self._prepared(options) for options in options_of_each]
-        # Nothing is awaited from here on: all are started or none, and nobody else's in between.
+        accounts = [
+            AccountOpened(
+                convo_id=new_convo_id(),
+                parent_id=self._core.id,
+                label=settings.label,
+                model=self._core.provider.model,
+                budget=settings.budget,
+                at=datetime.now(UTC),
+            )
+            for settings, _ in prepared
+        ]
+        self._refuse_children(options_of_each, at_most)
+        await self._core.treasury.open(accounts)
+        try:
+            # Nothing is awaited from here on: all are started or none, and nobody else's in between.
+            self._refuse_children(options_of_each, at_most)
+        except PalaverError:
+            for each in accounts:
+                await self._core.treasury.close(each.convo_id)
+            raise
+        return [
+            self._start_child(account.convo_id, options, settings, tools, messages)
+            for account, options, (settings, tools) in zip(accounts, options_of_each, prepared, strict=True)
+        ]
+
+    def _refuse_children(self, options_of_each: Sequence[SubConvoOptions], at_most: int | None) -> None:
         for within_call in dict.fromkeys(each.get("within_call") for each in options_of_each):
             self._core.refuse_if_ending(within_call)
             if at_most is not None:
                 self._core.refuse_too_many(len(options_of_each), at_most, within_call)
-        return [
-            self._start_child(options, settings, tools, messages)
-            for options, (settings, tools) in zip(options_of_each, prepared, strict=True)
-        ]
 
     async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[AnyPacked]]:
         """What a sub-conversation is started with. Everything that can be refused is refused here."""
@@ -319,6 +363,7 @@ class ConvoActor:
             max_tokens=options.get("max_tokens"),
             label=options.get("label", ""),
             tool_limits=self._core.settings.tool_limits,
+            tell_budget_from=self._core.settings.tell_budget_from,
         )
         tools = [self._own_tool(each) if isinstance(each, str) else each for each in options.get("tools", ())]
         return settings, packed_tools(tools, settings, self._workspace)
@@ -334,12 +379,12 @@ class ConvoActor:
 
     def _start_child(
         self,
+        child_id: str,
         options: SubConvoOptions,
         settings: Settings,
         tools: Sequence[AnyPacked],
         messages: Sequence[Message],
     ) -> ConvoHandle:
-        child_id = new_convo_id()
         handle = _start(
             self._core.provider,
             tools,
@@ -366,29 +411,34 @@ class ConvoActor:
         return self._handle
 
     @remotely
-    async def record_here(self, entry: Entry) -> None:
-        """Count an entry in this ledger alone; a repeat counts once."""
-        self._core.ledger.record(entry)
+    async def introduce(self, convo_id: str, convo: ConvoHandle, node_id: str) -> None:
+        """A conversation below this root says who it is, before its first request."""
+        self._treasury.introduce(convo_id, Remote(convo_id, convo), node_id)
 
     @remotely
-    async def over_own_budget(self) -> BudgetExceeded | None:
-        """This conversation's own budget, when it is used up; ancestors are not asked."""
-        return self._core.over_own_budget()
+    async def at_treasury(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of this root's treasury (`palaver.actors.treasury.Treasury`)."""
+        return await getattr(self._treasury, method)(*args, **kwargs)
 
     @remotely
-    async def own_budget_left(self) -> Budget:
-        """What is left of this conversation's own limits; ancestors are not asked."""
-        return self._core.own_budget_left()
+    async def activity(self) -> Activity:
+        """What this conversation and those below it are doing."""
+        return await self._core.activity()
 
     @remotely
-    async def tool_uses_here(self) -> Mapping[str, int]:
-        """Calls by tool name, here and below."""
-        return self._core.ledger.tool_uses
+    async def until_request_ended(self, request_id: str) -> None:
+        """Wait until a request of this conversation is neither under way nor about to be."""
+        await self._core.exchanges.until_request_ended(request_id)
 
     @remotely
-    async def child_closed(self, last: Branch) -> None:
-        """A child has closed; `last` is how it stood."""
-        await self._core.child_closed(last)
+    async def child_closed(self, convo_id: str) -> None:
+        """A child has closed."""
+        await self._core.child_closed(convo_id)
+
+    @property
+    def _treasury(self) -> RootTreasury:
+        assert isinstance(self._core.treasury, RootTreasury), "asked at a conversation that is no root"
+        return self._core.treasury
 
     @remotely
     async def decision_on(self, request: ApprovalRequest, asker: ConvoHandle) -> Approved | Denied:
@@ -481,6 +531,7 @@ class ConvoClass:
         tool_limits: ToolLimits | None = None,
         workspace: str | os.PathLike[str] | Workspace | None = None,
         listener: Listener | None = None,
+        tell_budget_from: float | None = None,
         label: str = "",
     ) -> ConvoHandle:
         """Start a root conversation: a Ray actor, in a process of its own.
@@ -488,9 +539,10 @@ class ConvoClass:
         `budget` None is no limit. `tool_use_only` makes the model call a tool in every response.
         `max_tokens` bounds one answer; None is the provider's default. `tool_limits` hold for tools that
         set none themselves, here and below. `workspace` is the folder that tools of this tree work in, on
-        the node where this is called, unless a `Workspace` says otherwise. `label` is shown in trees. The
-        conversation ends with `close`, or when the last handle is dropped. Raises ConfigurationError,
-        before anything is started, for what cannot work.
+        the node where this is called, unless a `Workspace` says otherwise. From `tell_budget_from` (0 to 1)
+        of a limit on, each message tells the model what is left, here and below; None tells nothing.
+        `label` is shown in trees. The conversation ends with `close`, or when the last handle is dropped.
+        Raises ConfigurationError, before anything is started, for what cannot work.
         """
         settings = Settings(
             system_prompt=system_prompt,
@@ -499,6 +551,7 @@ class ConvoClass:
             tool_use_only=tool_use_only,
             max_tokens=max_tokens,
             tool_limits=tool_limits or ToolLimits(),
+            tell_budget_from=tell_budget_from,
             label=label,
         )
         if not isinstance(cast("object", provider), Provider):
@@ -506,6 +559,7 @@ class ConvoClass:
                 f"provider is a {type(provider).__name__}; pass one of palaver.providers, such as "
                 "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
             )
+        check_price(provider, settings.budget)
         place = _workspace(workspace)
         packed = packed_tools(tools, settings, place)
         return _start(provider, packed, settings, listener, self._ray_options, workspace=place)

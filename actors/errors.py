@@ -1,15 +1,14 @@
 """Errors of conversations; they carry on the tree of `palaver.providers.errors`.
 
     PalaverError
-      BudgetExceeded      a limit of this conversation or of an ancestor is reached
+      ConfigurationError
+        UnknownPrice      a dollar limit, and a model whose price nobody knows
+      BudgetExceeded      a limit of this conversation or of an ancestor is reached, or would be passed
       ConvoCancelled      the call was stopped by `cancel`
       ConvoClosed         the conversation is closed, or its process is gone
       ConvoBusy           another call of this conversation has not returned yet
-      UnknownToolCall     no tool call with that id is running, or open
       TooManySubConvos    more sub-conversations at once than the caller allows
-        )
-
-
+      UnknownConvo        no conversation with that id, here or below
       UnknownToolCall     no tool call with that id is running, open, or waiting for approval
       AmbiguousToolCall   several conversations have a waiting tool call with that id
       NothingToSend       a message without content
@@ -23,41 +22,118 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple, TypeAlias
 
-from palaver.providers.errors import PalaverError
+from palaver.providers.errors import ConfigurationError, PalaverError
 
-LimitName: TypeAlias = Literal["max_dollars", "max_wall_time", "max_responses"]
+LimitName: TypeAlias = Literal[
+    "max_dollars",
+    "max_wall_time",
+    "max_responses",
+    "max_total_tokens",
+    "max_tool_calls",
+    "max_sub_convos",
+    "max_depth",
+]
+
+_NO_REQUESTS: frozenset[LimitName] = frozenset({"max_tool_calls", "max_sub_convos", "max_depth"})
 
 
 class Breach(NamedTuple):
-    """One limit that is reached. Dollars are USD, wall time is seconds; `actual` None is an unknown cost."""
+    """One limit that is reached, or that what was asked for would pass.
+
+    Dollars are USD, wall time is seconds, the rest are counts. `actual` is what is spent for good; None is an
+    unknown cost. `reserved` is kept for requests under way. `asked` is the least that would have been of
+    use; 0 when nothing was asked for, and the limit is reached.
+    """
 
     limit_name: LimitName
     limit: Decimal
     actual: Decimal | None
+    reserved: Decimal = Decimal()
+    asked: Decimal = Decimal()
 
     def __str__(self) -> str:
         match self.limit_name:
             case "max_dollars" if self.actual is None:
-                return f"an unknown amount spent (a model without a price), max_dollars is ${self.limit}"
+                return f"an unknown amount spent (a model without a price), max_dollars is ${self.limit:f}"
             case "max_dollars":
-                return f"${self.actual} spent, max_dollars is ${self.limit}"
+                return self._told(f"${self.actual:f} spent", "${:f}", "for the request")
             case "max_wall_time":
                 return f"{self.actual:.0f} s elapsed, max_wall_time is {self.limit:f} s"
             case "max_responses":
-                return f"{self.actual} responses received, max_responses is {self.limit}"
+                return self._told(f"{self.actual} responses received", "{}", "asked for")
+            case "max_total_tokens":
+                return self._told(f"{self.actual} tokens used", "{}", "for the request")
+            case "max_tool_calls":
+                return self._told(f"{self.actual} tool calls made", "{}", "asked for")
+            case "max_sub_convos":
+                return self._told(f"{self.actual} sub-conversations started", "{}", "asked for")
+            case "max_depth":
+                return f"{self.asked} levels below it asked for, max_depth is {self.limit}"
+
+    def _told(self, spent: str, amount: str, what_for: str) -> str:
+        told = spent
+        if self.reserved:
+            told += f", {amount.format(self.reserved)} reserved for requests under way"
+        if self.asked:
+            told += f", at least {amount.format(self.asked)} more {what_for}"
+        return f"{told}, {self.limit_name} is {amount.format(self.limit)}"
 
 
 class BudgetExceeded(PalaverError):
-    """A limit of conversation `convo_id` is reached. `breaches`: money first, then time, then responses."""
+    """A limit of conversation `convo_id` is reached, or would be passed by what was asked for.
+
+    `breaches`: money first, then time, responses, tokens, tool calls, sub-conversations, depth.
+    """
 
     def __init__(self, convo_id: str, breaches: Sequence[Breach]) -> None:
         super().__init__(convo_id, tuple(breaches))
         self.convo_id = convo_id
         self.breaches = tuple(breaches)
 
+    @property
+    def stops_requests(self) -> bool:
+        """Whether no request can be sent; tool calls or sub-conversations alone may be used up."""
+        return any(breach.limit_name not in _NO_REQUESTS for breach in self.breaches)
+
     def __str__(self) -> str:
         reached = "; ".join(str(breach) for breach in self.breaches)
-        return f"conversation {self.convo_id} is over its budget: {reached}. reset_budget() grants more."
+        return (
+            f"conversation {self.convo_id} is over its budget: {reached}. fund() raises limits, "
+            "reset_budget() sets new ones."
+        )
+
+
+class UnknownPrice(ConfigurationError):
+    """Nobody knows what `model` costs, and conversation `convo_id` may spend only so many dollars.
+
+    `convo_id` is empty for one that was to be started.
+    """
+
+    def __init__(self, model: str, convo_id: str = "") -> None:
+        super().__init__(model, convo_id)
+        self.model = model
+        self.convo_id = convo_id
+
+    def __str__(self) -> str:
+        whose = f"conversation {self.convo_id}" if self.convo_id else "the conversation"
+        return (
+            f"the price of model {self.model!r} is not known, so the max_dollars of {whose} "
+            "cannot be kept; nothing was sent. Give the provider a price "
+            "(price=Price.per_million_tokens(input, output), --price), or limit max_total_tokens or "
+            "max_responses instead, or make the budget advisory"
+        )
+
+
+class UnknownConvo(PalaverError):
+    """There is no conversation `convo_id` at or below `asked`."""
+
+    def __init__(self, convo_id: str, asked: str) -> None:
+        super().__init__(convo_id, asked)
+        self.convo_id = convo_id
+        self.asked = asked
+
+    def __str__(self) -> str:
+        return f"there is no conversation {self.convo_id!r} at or below {self.asked}; tree() lists them"
 
 
 class ConvoCancelled(PalaverError):

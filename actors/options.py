@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, cast
 
 from palaver.actors.budget import Budget
+from palaver.actors.errors import UnknownPrice
 from palaver.actors.settings import Settings
 from palaver.providers.errors import ConfigurationError
+from palaver.providers.provider import Provider, Request
+from palaver.providers.worst_case import BoundsCost
 from palaver.tools.mcp import McpTool
 from palaver.tools.task import AnyPacked, PackedTool, pack
 from palaver.tools.tool import Tool, check_names
@@ -55,6 +58,15 @@ def packed_tools(
             f"tools {homeless} work in a workspace, and the conversation has none; pass workspace=a folder"
         )
     return packed
+
+
+def check_price(provider: Provider, budget: Budget) -> None:
+    """Raise UnknownPrice for a limit of dollars on a model whose price nobody knows."""
+    if budget.max_dollars is None or budget.advisory:
+        return
+    empty = Request(messages=())
+    if not isinstance(provider, BoundsCost) or provider.worst_case(empty).input_usd is None:
+        raise UnknownPrice(provider.model)
 
 
 def check_options(options: SubConvoOptions) -> None:

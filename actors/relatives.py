@@ -6,7 +6,7 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -14,11 +14,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied
-from palaver.actors.budget import Budget
 from palaver.actors.endings import to_the_end
-from palaver.actors.errors import BudgetExceeded, ConvoClosed
-from palaver.actors.kin import Branch
-from palaver.actors.ledger import Entry
+from palaver.actors.errors import ConvoClosed
+from palaver.actors.kin import Activity
+from palaver.actors.remote_treasury import RemoteTreasury
 from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport
 
@@ -34,42 +33,33 @@ class Remote:
     def __init__(self, id: str, handle: Any, label: str = "") -> None:
         self.id = id
         self.label = label
-        self._handle = handle
+        self.handle = handle
 
     def kill(self) -> None:
-        cast("Any", ray).kill(self._handle)
+        cast("Any", ray).kill(self.handle)
 
     async def weaken(self) -> None:
         """Once the actor runs, hold it no longer: it is to end when nobody else holds it."""
         try:
-            self._handle = await self._handle.own_handle.remote()
+            self.handle = await self.handle.own_handle.remote()
         except RayActorError:
             return
 
-    async def record_here(self, entry: Entry) -> None:
-        await self._ask(self._handle.record_here.remote(entry))
+    async def child_closed(self, convo_id: str) -> None:
+        await self._ask(self.handle.child_closed.remote(convo_id))
 
-    async def over_own_budget(self) -> BudgetExceeded | None:
-        return await self._ask(self._handle.over_own_budget.remote())
-
-    async def own_budget_left(self) -> Budget:
-        return await self._ask(self._handle.own_budget_left.remote())
-
-    async def tool_uses_here(self) -> Mapping[str, int]:
-        return await self._ask(self._handle.tool_uses_here.remote())
-
-    async def child_closed(self, last: Branch) -> None:
-        await self._ask(self._handle.child_closed.remote(last))
+    async def until_request_ended(self, request_id: str) -> None:
+        await self._ask(self.handle.until_request_ended.remote(request_id))
 
     async def until_settled(self, request_id: str) -> None:
-        await self._ask(self._handle.until_settled.remote(request_id))
+        await self._ask(self.handle.until_settled.remote(request_id))
 
     # A root as the desk of its tree
 
     async def decision_on(self, request: ApprovalRequest) -> Approved | Denied:
         asker = cast("Any", ray.get_runtime_context()).current_actor
         try:
-            return await self._ask(self._handle.decision_on.remote(request, asker))
+            return await self._ask(self.handle.decision_on.remote(request, asker))
         except asyncio.CancelledError:
             # The root's own wait goes on; a cancel is not to end before the request is gone.
             await to_the_end(self._withdrawn(request.id))
@@ -81,38 +71,39 @@ class Remote:
                 await self.withdraw(request_id)
 
     async def withdraw(self, request_id: str) -> None:
-        await self._ask(self._handle.withdraw.remote(request_id))
+        await self._ask(self.handle.withdraw.remote(request_id))
 
     async def pending(self) -> tuple[ApprovalRequest, ...]:
-        return await self._ask(self._handle.pending_approvals.remote())
+        return await self._ask(self.handle.pending_approvals.remote())
 
     async def decide(self, request_id: str, decision: Approved | Denied) -> bool:
-        return await self._ask(self._handle.decide.remote(request_id, decision))
+        return await self._ask(self.handle.decide.remote(request_id, decision))
 
     async def until_asked(self, seen: Collection[str], timeout_s: float) -> tuple[ApprovalRequest, ...]:
-        asking = self._handle.until_approval_needed.remote(tuple(seen), timeout_s=timeout_s)
+        asking = self.handle.until_approval_needed.remote(tuple(seen), timeout_s=timeout_s)
         return await self._ask(asking)
 
     # A child
 
     async def cancel(self, cause: str) -> CancelReport:
-        return await self._ask(self._handle.cancel.remote(cause))
+        return await self._ask(self.handle.cancel.remote(cause))
 
     async def close(self) -> None:
-        await self._ask(self._handle.close.remote())
+        await self._ask(self.handle.close.remote())
 
-    async def tree(self) -> Branch:
-        return await self._ask(self._handle.tree.remote())
+    async def activity(self) -> Activity:
+        return await self._ask(self.handle.activity.remote())
 
     async def _ask(self, ref: ray.ObjectRef[R]) -> R:
         return await reply(ref, self.id)
 
 
 class Ancestors:
-    """The parent of a conversation, with all of its own: asked at once, so that depth costs no time."""
+    """The parent of a conversation, with all of its own. What the root keeps for its tree is asked of it."""
 
     def __init__(self, nearest_first: tuple[Remote, ...] = ()) -> None:
         self._nearest_first = nearest_first
+        self._treasury: RemoteTreasury | None = None
 
     def __len__(self) -> int:
         return len(self._nearest_first)
@@ -129,24 +120,16 @@ class Ancestors:
     def desk(self) -> Remote:
         return self._nearest_first[-1]
 
+    @property
+    def treasury(self) -> RemoteTreasury:
+        if self._treasury is None:
+            root = self._nearest_first[-1]
+            self._treasury = RemoteTreasury(root.id, root.handle)
+        return self._treasury
+
     def and_below(self, parent: Remote) -> Ancestors:
         """The ancestors of a child of `parent`, whose own these are."""
         return Ancestors((parent, *self._nearest_first))
 
-    async def record(self, entry: Entry) -> None:
-        await asyncio.gather(*(each.record_here(entry) for each in self._nearest_first))
-
-    async def over_budget(self) -> BudgetExceeded | None:
-        over = await asyncio.gather(*(each.over_own_budget() for each in self._nearest_first))
-        return next((each for each in over if each is not None), None)
-
-    async def budget_left(self) -> Budget:
-        return Budget.tightest(
-            await asyncio.gather(*(each.own_budget_left() for each in self._nearest_first))
-        )
-
-    async def tree_tool_uses(self) -> Mapping[str, int]:
-        return await self._nearest_first[-1].tool_uses_here()
-
-    async def child_closed(self, last: Branch) -> None:
-        await self._nearest_first[0].child_closed(last)
+    async def child_closed(self, convo_id: str) -> None:
+        await self._nearest_first[0].child_closed(convo_id)

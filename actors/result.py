@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias
 
-from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.messages import Message, Value
 from palaver.providers.provider import Response, StopReason
 

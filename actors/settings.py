@@ -23,6 +23,7 @@ class Settings:
     tool_use_only: bool = False
     max_tokens: int | None = None
     tool_limits: ToolLimits = ToolLimits()
+    tell_budget_from: float | None = None
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -37,7 +38,11 @@ class Settings:
             raise ConfigurationError(
                 f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
             )
-
+        part = self.tell_budget_from
+        if part is not None and not 0 <= part <= 1:
+            raise ConfigurationError(
+                f"tell_budget_from is {part}; use a part of a limit, 0 to 1, or None to tell nothing"
+            )
         self.tool_limits.check("tool_limits")
 
     def check_tools(self, has_tools: bool) -> None:

@@ -19,9 +19,9 @@ from ray.exceptions import RayError
 from palaver.actors.convo import AnyTool, ConvoHandle
 from palaver.actors.endings import to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed
-from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.replies import reply
 from palaver.actors.result import RunResult
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.messages import Value
 from palaver.tools.task import pack
@@ -191,7 +191,8 @@ class _Swarm:
     async def _start(self, item: Item) -> ConvoHandle:
         """The sub-conversation for an item; raises PalaverError when there is to be none."""
         self._refuse_if_cancelled()
-        if over_budget := await reply(self._root.over_budget.remote()):
+        over_budget = await reply(self._root.over_budget.remote())
+        if over_budget is not None and over_budget.stops_requests:
             raise over_budget
         starting = asyncio.create_task(reply(self._root.sub_convo.remote(label=item.label, **self._options)))
         try:

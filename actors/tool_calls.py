@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from palaver.actors.approvals import Approvals, Denied, denial, edit_note
 from palaver.actors.endings import all_to_the_end, to_the_end
-from palaver.actors.errors import UnknownToolCall
-from palaver.actors.ledger import ToolCalled
+from palaver.actors.entries import ToolCalled
+from palaver.actors.errors import BudgetExceeded, UnknownToolCall
+from palaver.actors.ledger import Counted
 from palaver.actors.listener import GuardedListener
 from palaver.actors.report import StoppedCall
 from palaver.actors.transcript import Transcript
+from palaver.actors.treasury import Treasury
 from palaver.providers.messages import Text, ToolResult, ToolUse
-from palaver.tools.errors import ToolCancelled, ToolDenied, ToolInputInvalid
+from palaver.tools.errors import ToolCancelled, ToolDenied, ToolInputInvalid, ToolOverBudget
 from palaver.tools.outcome import Outcome
 from palaver.tools.stopped import Stopped
 from palaver.tools.toolset import Toolset
@@ -56,8 +58,9 @@ class _RunningCall:
 class ToolCalls:
     """Runs the calls of one conversation.
 
-    Those that need a yes wait for it in `approvals`; the others do not wait for them. `count` is told of
-    each call as it starts; `ended` of each as it ends, and its result waits for it.
+    Those that need a yes wait for it in `approvals`; the others do not wait for them. `treasury` counts
+    calls before they run, and refuses those that are too many; `ended` is told of each as it ends, and its
+    result waits for it.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class ToolCalls:
         transcript: Transcript,
         listener: GuardedListener,
         approvals: Approvals,
-        count: Callable[[ToolCalled], Awaitable[None]],
+        treasury: Treasury,
         ended: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         self._convo_id = convo_id
@@ -75,9 +78,11 @@ class ToolCalls:
         self._transcript = transcript
         self._listener = listener
         self._approvals = approvals
-        self._count = count
+        self._treasury = treasury
         self._ended = ended
         self._running: dict[str, _RunningCall] = {}
+        self.refused: BudgetExceeded | None = None
+        """Why none of the calls of the last response was run; None when some were."""
 
     @property
     def running(self) -> dict[str, str]:
@@ -88,18 +93,46 @@ class ToolCalls:
         """Run all at once; their results in the order of the calls. One that wants no answer has none.
 
         Each result is also kept in the transcript until it is sent. When cancelled, stops all, and raises
-        once all have their results.
+        once all have their results. Those that no budget has room for are not run, and those that run
+        when the time is used up are stopped: their results say so.
         """
-        results = await all_to_the_end(self._run(call) for call in calls)
+        calls = list(calls)
+        if not calls:
+            return []
+        counting = asyncio.create_task(self._count(calls))
+        watch = asyncio.create_task(self._stop_in_time(counting))
+        try:
+            results = await all_to_the_end(
+                self._run(call, index, counting) for index, call in enumerate(calls)
+            )
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        counted = await counting
+        self.refused = None if counted.allowed else counted.over
         return [result for result in results if result is not None]
 
     async def refuse(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
         """Run none; a result for each says that the user cancelled it."""
-        results: list[ToolResult] = []
-        for call in calls:
-            await self._count(self._entry(call))
-            results.append(Outcome(error=ToolCancelled(call.name, USER_CANCELLED)).to_result(call.id))
-        return results
+        calls = list(calls)
+        await self._count(calls)
+        return [Outcome(error=ToolCancelled(call.name, USER_CANCELLED)).to_result(call.id) for call in calls]
+
+    async def _count(self, calls: Sequence[ToolUse]) -> Counted:
+        return await self._treasury.count(
+            [ToolCalled(convo_id=self._convo_id, tool_use_id=call.id, tool_name=call.name) for call in calls]
+        )
+
+    async def _stop_in_time(self, counting: asyncio.Task[Counted]) -> None:
+        """Stop all calls when the time of a budget is used up; it may be raised until then."""
+        left_s = (await asyncio.shield(counting)).time_left_s
+        try:
+            while left_s is not None:
+                await asyncio.sleep(left_s)
+                left_s = await self._treasury.check_time(self._convo_id)
+        except BudgetExceeded as over:
+            for running in self._running.values():
+                running.stop(str(over))
 
     async def stop(self, tool_use_id: str, cause: str) -> StoppedCall:
         """Stop one call; its result is an error with the cause. Raises UnknownToolCall."""
@@ -139,8 +172,8 @@ class ToolCalls:
             problem=stopped.problem,
         )
 
-    async def _run(self, call: ToolUse) -> ToolResult | None:
-        task = asyncio.create_task(self._outcome(call))
+    async def _run(self, call: ToolUse, index: int, counting: asyncio.Task[Counted]) -> ToolResult | None:
+        task = asyncio.create_task(self._outcome(call, index, counting))
         running = self._running[call.id] = _RunningCall(call.name, task, asyncio.Event())
         try:
             return await self._result_of(call, running)
@@ -169,20 +202,20 @@ class ToolCalls:
             raise interruption
         return result
 
-    async def _outcome(self, call: ToolUse) -> Outcome:
-        counting = asyncio.ensure_future(self._count(self._entry(call)))
-        try:
-            await self._listener.on_tool_call(call)
-            if call.malformed_input is not None:
-                text = (
-                    f"the input of tool {call.name!r} was no JSON object; it was not called. "
-                    "Call it again with a JSON object that fits its schema."
-                )
-                return Outcome(error=ToolInputInvalid(call.name, text))
-            outcome = await self._toolset.run(call)
-            return await self._decided(call) if outcome.asks_approval else outcome
-        finally:
-            await counting
+    async def _outcome(self, call: ToolUse, index: int, counting: asyncio.Task[Counted]) -> Outcome:
+        counted = await asyncio.shield(counting)
+        await self._listener.on_tool_call(call)
+        if index >= counted.allowed:
+            text = f"the tool {call.name!r} was not called: {counted.over}"
+            return Outcome(error=ToolOverBudget(call.name, text))
+        if call.malformed_input is not None:
+            text = (
+                f"the input of tool {call.name!r} was no JSON object; it was not called. "
+                "Call it again with a JSON object that fits its schema."
+            )
+            return Outcome(error=ToolInputInvalid(call.name, text))
+        outcome = await self._toolset.run(call)
+        return await self._decided(call) if outcome.asks_approval else outcome
 
     async def _decided(self, call: ToolUse) -> Outcome:
         """Wait for somebody's decision on a call, and run it if that is a yes.
@@ -200,9 +233,6 @@ class ToolCalls:
             return await self._toolset.run(call, approved=True)
         edited = call.model_copy(update={"input": decision.input})
         return _noted(await self._toolset.run(edited, approved=True), edit_note(decision.input))
-
-    def _entry(self, call: ToolUse) -> ToolCalled:
-        return ToolCalled(convo_id=self._convo_id, tool_use_id=call.id, tool_name=call.name)
 
 
 def _noted(outcome: Outcome, note: str) -> Outcome:

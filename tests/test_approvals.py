@@ -280,9 +280,9 @@ async def test_unknown_call_is_an_error_that_names_those_that_wait() -> None:
 
 async def test_child_asks_at_the_root_and_who_is_asked_there_is_told_whose_call_it_is() -> None:
     root = convo()
-    child = root.sub_conversation(InlineToolset([deploy]), Settings(label="child"))
-    grandchild = child.sub_conversation(InlineToolset([deploy]))
-    other = root.sub_conversation(InlineToolset([deploy]))
+    child = await root.sub_conversation(InlineToolset([deploy]), Settings(label="child"))
+    grandchild = await child.sub_conversation(InlineToolset([deploy]))
+    other = await root.sub_conversation(InlineToolset([deploy]))
     runs = [calling(each, call("t1", "deploy", host=each.id)) for each in (root, grandchild, other)]
     await settles(lambda: _count(root, 3))
     of_child = await child.approvals.pending()
@@ -302,7 +302,7 @@ async def test_child_asks_at_the_root_and_who_is_asked_there_is_told_whose_call_
 
 async def test_wait_for_requests_tells_of_each_once_and_misses_none() -> None:
     root = convo()
-    child = root.sub_conversation(InlineToolset([deploy]))
+    child = await root.sub_conversation(InlineToolset([deploy]))
     of_child = asyncio.create_task(child.approvals.until_needed())
     assert await root.approvals.until_needed(timeout_s=0) == ()
     first_run = calling(root, call("t1", "deploy", host="a"))
@@ -335,7 +335,7 @@ async def test_cancelled_call_does_not_wait_any_more() -> None:
 async def test_cancel_and_close_of_a_parent_take_the_requests_of_its_children_back() -> None:
     root = convo()
     for end in ("cancel", "close"):
-        child = root.sub_conversation(InlineToolset([deploy]))
+        child = await root.sub_conversation(InlineToolset([deploy]))
         results = calling(child, call("t1", "deploy", host="a"))
         request = await needed(root)
         await (child.cancel("stop") if end == "cancel" else child.close())

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from palaver.actors.budget import Budget
-from palaver.actors.errors import BudgetExceeded
-from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.budget_notice import notice
+from palaver.actors.errors import Breach, BudgetExceeded, LimitName
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError
 
 
@@ -60,11 +61,23 @@ def test_the_error_names_the_conversation_each_limit_and_what_to_do() -> None:
     error = BudgetExceeded("abc-defg", budget.breaches(used("1.75", 2)))
     assert str(error) == (
         "conversation abc-defg is over its budget: $1.75 spent, max_dollars is $1.50; "
-        "2 responses received, max_responses is 2. reset_budget() grants more."
+        "2 responses received, max_responses is 2. fund() raises limits, reset_budget() sets new ones."
     )
 
 
-@pytest.mark.parametrize("limit", [{"max_dollars": -1}, {"max_responses": -1}, {"max_wall_time": -1}])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_dollars": -1},
+        {"max_responses": -1},
+        {"max_wall_time": -1},
+        {"max_total_tokens": -1},
+        {"max_tool_calls": -1},
+        {"max_sub_convos": -1},
+        {"max_depth": -1},
+    ],
+    ids=str,
+)
 def test_a_negative_limit_is_refused_by_name(limit: dict[str, Any]) -> None:
     with pytest.raises(
         ValidationError, match=rf"(?s){next(iter(limit))}.*is negative; use 0 or more, or None"
@@ -137,6 +150,56 @@ def test_a_share_of_any_responses_is_at_least_one_and_of_none_is_none() -> None:
 def test_a_share_that_is_no_part_is_refused_with_what_it_may_be(part: float) -> None:
     with pytest.raises(ConfigurationError, match=r"budget_share is .*above 0 and at most 1"):
         Budget(max_dollars=1).share(part)
+
+
+def test_counts_are_shared_out_as_responses_are_and_depth_is_not() -> None:
+    whole = Budget(max_total_tokens=1_001, max_tool_calls=3, max_sub_convos=1, max_depth=4, advisory=True)
+    assert whole.share(0.5) == Budget(
+        max_total_tokens=500, max_tool_calls=1, max_sub_convos=1, max_depth=4, advisory=True
+    )
+
+
+def test_each_limit_can_be_raised_and_none_where_there_is_none() -> None:
+    budget = Budget(max_dollars="0.1", max_wall_time=5, max_depth=1)
+    assert budget.raised_by(Budget(max_dollars="0.2", max_wall_time=1, max_depth=2)) == Budget(
+        max_dollars="0.3", max_wall_time=6, max_depth=3
+    )
+    with pytest.raises(ConfigurationError, match=r"max_responses cannot be raised.*limited: max_dollars"):
+        budget.raised_by(Budget(max_responses=1))
+
+
+def test_an_advisory_budget_is_never_the_tightest() -> None:
+    budgets = [Budget(max_dollars=1, advisory=True), Budget(max_dollars=2)]
+    assert Budget.tightest(budgets) == Budget(max_dollars=2)
+
+
+def test_every_kind_of_limit_says_what_was_asked_for() -> None:
+    def told(name: LimitName) -> str:
+        return str(Breach(name, Decimal(9), Decimal(8), Decimal(1), Decimal(2)))
+
+    assert told("max_dollars") == (
+        "$8 spent, $1 reserved for requests under way, at least $2 more for the request, max_dollars is $9"
+    )
+    assert told("max_total_tokens") == (
+        "8 tokens used, 1 reserved for requests under way, at least 2 more for the request, "
+        "max_total_tokens is 9"
+    )
+    assert told("max_tool_calls").startswith("8 tool calls made, ")
+    assert told("max_sub_convos").startswith("8 sub-conversations started, ")
+    assert told("max_depth") == "2 levels below it asked for, max_depth is 9"
+
+
+def test_the_model_is_told_of_the_tightest_limits_once_enough_of_them_is_used() -> None:
+    root = Budget(max_dollars=10, max_responses=4, max_wall_time=100)
+    own = Budget(max_dollars=1, max_total_tokens=1_000)
+    root_left = Budget(max_dollars="0.12345", max_responses=3, max_wall_time=5)
+    budgets = [(own, Budget(max_dollars="0.5", max_total_tokens=150)), (root, root_left)]
+    assert notice(budgets, 0.8) == (
+        "[Left of your budget: $0.1234 of $10.0000, 5 s of 100 s of time, 150 of 1000 tokens. "
+        "Come to an end before it is used up.]"
+    )
+    assert notice(budgets, 0.99) == ""
+    assert "3 of 4 responses" in notice(budgets, 0)
 
 
 def test_the_tightest_budget_has_the_lowest_of_each_limit() -> None:

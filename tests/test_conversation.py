@@ -6,14 +6,16 @@ import asyncio
 import pickle
 import re
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from wire_fakes import FakeClock
 
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
+from palaver.actors.entries import AccountOpened, ResponseCharged
 from palaver.actors.errors import (
     Breach,
     BudgetExceeded,
@@ -22,6 +24,8 @@ from palaver.actors.errors import (
     ConvoClosed,
     NothingToSend,
     TooManySubConvos,
+    UnknownConvo,
+    UnknownPrice,
     UnknownToolCall,
 )
 from palaver.actors.kin import State
@@ -30,6 +34,7 @@ from palaver.actors.report import CancelReport
 from palaver.actors.settings import Settings
 from palaver.actors.tool_calls import USER_CANCELLED
 from palaver.actors.transcript import NOT_EXECUTED
+from palaver.actors.treasury import RootTreasury
 from palaver.providers.errors import BadResponse, ConfigurationError, Overloaded, PalaverError
 from palaver.providers.messages import Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Request, Response, StopReason
@@ -79,7 +84,7 @@ def call(id: str, name: str, **input: Any) -> ToolUse:
 def convo(
     *replies: Reply, tools: Sequence[Tool[..., Any]] = (), provider: Any = None, **settings: Any
 ) -> Conversation:
-    place = {key: settings.pop(key) for key in ("listener", "monotonic", "messages") if key in settings}
+    place = {key: settings.pop(key) for key in ("listener", "clock", "messages") if key in settings}
     provider = provider or Scripted(replies)
     return Conversation(provider, InlineToolset(tools), Settings(**settings), **place)
 
@@ -88,14 +93,6 @@ def requests_of(conversation: Conversation) -> list[Request]:
     provider = conversation.provider
     assert isinstance(provider, Scripted)
     return provider.requests
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Recorder(NoopListener):
@@ -146,10 +143,11 @@ def test_an_id_is_seven_crockford_characters_in_two_groups() -> None:
     assert all(re.fullmatch(r"[0-9a-hjkmnp-tv-z]{3}-[0-9a-hjkmnp-tv-z]{4}", each) for each in ids)
 
 
-def test_a_root_has_depth_0_and_each_sub_conversation_one_more() -> None:
+async def test_a_root_has_depth_0_and_each_sub_conversation_one_more() -> None:
     root = convo()
-    child = root.sub_conversation(InlineToolset(()))
-    assert [root.depth, child.depth, child.sub_conversation(InlineToolset(())).depth] == [0, 1, 2]
+    child = await root.sub_conversation(InlineToolset(()))
+    grandchild = await child.sub_conversation(InlineToolset(()))
+    assert [root.depth, child.depth, grandchild.depth] == [0, 1, 2]
 
 
 # Sending
@@ -216,7 +214,7 @@ async def test_nothing_is_kept_when_the_request_fails_and_it_can_be_sent_again()
 
 async def test_what_a_failed_request_cost_is_charged() -> None:
     root = convo(BadResponse("garbled", usage=Usage(output_tokens=9, cost_usd=Decimal("0.5"))))
-    child = root.sub_conversation(InlineToolset(()))
+    child = await root.sub_conversation(InlineToolset(()))
     with pytest.raises(BadResponse):
         await child.send_user_text_message("hi")
     usage = await root.cumulative_usage()
@@ -341,7 +339,7 @@ async def test_cancelling_one_call_leaves_the_others_alone() -> None:
 
 
 async def test_a_call_of_a_sub_conversation_can_be_cancelled() -> None:
-    child = convo().sub_conversation(InlineToolset([hang]))
+    child = await convo().sub_conversation(InlineToolset([hang]))
     results = asyncio.create_task(
         child.tool_result_contents(Response(message=Message.assistant(call("1", "hang"))))
     )
@@ -409,7 +407,7 @@ async def test_a_budget_stops_the_run_before_the_next_request_and_keeps_what_was
     assert result.detail is not None
     assert f"conversation {c.id} is over its budget: 1 responses received" in result.detail
     assert [each.text for each in c.transcript.kept_results] == ["x"]
-    c.reset_budget(Budget(max_responses=1))
+    await c.reset_budget(Budget(max_responses=1))
     assert (await c.run("")).text == "never"
     assert requests_of(c)[1].messages[-1].tool_results[0].text == "x"
 
@@ -436,8 +434,8 @@ async def test_a_failed_request_in_a_run_loses_no_tool_result() -> None:
 
 async def test_usage_reaches_every_ancestor_before_the_call_returns() -> None:
     root = convo(provider=Scripted(["hi"], cost_usd=Decimal("0.25")))
-    child = root.sub_conversation(InlineToolset(()))
-    grandchild = child.sub_conversation(InlineToolset(()))
+    child = await root.sub_conversation(InlineToolset(()))
+    grandchild = await child.sub_conversation(InlineToolset(()))
     await grandchild.send_user_text_message("x")
     for each in (root, child, grandchild):
         usage = await each.cumulative_usage()
@@ -446,7 +444,7 @@ async def test_usage_reaches_every_ancestor_before_the_call_returns() -> None:
 
 async def test_tool_uses_are_shared_over_the_tree() -> None:
     root = convo(tools=[echo])
-    child, sibling = (root.sub_conversation(InlineToolset([echo])) for _ in range(2))
+    child, sibling = [await root.sub_conversation(InlineToolset([echo])) for _ in range(2)]
     await child.tool_result_contents(Response(message=Message.assistant(call("1", "echo", text="x"))))
     assert (await root.cumulative_usage()).tool_uses == {"echo": 1}
     assert (await sibling.cumulative_usage()).tool_uses == {"echo": 1}
@@ -454,7 +452,7 @@ async def test_tool_uses_are_shared_over_the_tree() -> None:
 
 async def test_a_root_over_budget_stops_a_grandchild_and_is_the_one_named() -> None:
     root = convo(provider=Scripted(lambda _: "ok"), budget=Budget(max_responses=1))
-    grandchild = root.sub_conversation(InlineToolset(())).sub_conversation(InlineToolset(()))
+    grandchild = await (await root.sub_conversation(InlineToolset(()))).sub_conversation(InlineToolset(()))
     await root.send_user_text_message("x")
     with pytest.raises(BudgetExceeded, match=root.id):
         await grandchild.send_user_text_message("y")
@@ -463,7 +461,7 @@ async def test_a_root_over_budget_stops_a_grandchild_and_is_the_one_named() -> N
 
 async def test_a_childs_budget_does_not_stop_its_parent() -> None:
     root = convo(provider=Scripted(lambda _: "ok"))
-    child = root.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_responses=1)))
+    child = await root.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_responses=1)))
     await child.send_user_text_message("x")
     with pytest.raises(BudgetExceeded, match=child.id):
         await child.send_user_text_message("x")
@@ -474,44 +472,43 @@ async def test_a_childs_budget_does_not_stop_its_parent() -> None:
 async def test_what_is_left_is_the_tightest_of_each_limit_from_here_to_the_root() -> None:
     provider = Scripted(lambda _: "ok", cost_usd=1)
     root = convo(provider=provider, budget=Budget(max_dollars=5, max_responses=100))
-    child = root.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_responses=7)))
-    grandchild = child.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_dollars=50)))
+    child = await root.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_responses=7)))
+    grandchild = await child.sub_conversation(InlineToolset(()), Settings(budget=Budget(max_dollars=50)))
     await root.send_user_text_message("x")
     await child.send_user_text_message("y")
     assert await grandchild.budget_left() == Budget(max_dollars=3, max_responses=6)
     assert await grandchild.budget_share(0.5) == Budget(max_dollars=Decimal("1.5"), max_responses=3)
-    assert grandchild.own_budget_left() == Budget(max_dollars=50)
 
 
 async def test_of_a_budget_that_is_used_up_there_is_no_share() -> None:
     root = convo("ok", budget=Budget(max_responses=1))
-    child = root.sub_conversation(InlineToolset(()))
+    child = await root.sub_conversation(InlineToolset(()))
     await root.send_user_text_message("x")
     with pytest.raises(BudgetExceeded, match=root.id):
         await child.budget_share(0.5)
 
 
 async def test_wall_time_counts_on_the_given_clock() -> None:
-    clock = Clock()
-    c = convo("never", monotonic=clock, budget=Budget(max_wall_time=timedelta(seconds=10)))
+    clock = FakeClock()
+    c = convo("never", clock=clock, budget=Budget(max_wall_time=timedelta(seconds=10)))
     assert await c.over_budget() is None
-    clock.now = 10.0
+    clock.time_s = 10.0
     over = await c.over_budget()
     assert over is not None
     assert over.breaches == (Breach("max_wall_time", Decimal("10.0"), Decimal("10.0")),)
-    c.reset_budget(Budget(max_wall_time=timedelta(seconds=5)))
-    assert c.budget.max_wall_time == timedelta(seconds=15)
+    await c.reset_budget(Budget(max_wall_time=timedelta(seconds=5)))
+    assert (await c.tree()).budget.max_wall_time == timedelta(seconds=15)
 
 
 async def test_budgets_and_messages_and_tools_are_not_inherited() -> None:
     root = convo("hi", tools=[echo], budget=Budget(max_responses=9))
     await root.send_user_text_message("x")
-    child = root.sub_conversation(InlineToolset(()))
-    assert child.budget == Budget()
+    child = await root.sub_conversation(InlineToolset(()))
+    assert (await child.tree()).budget == Budget()
     assert child.transcript.messages == ()
     assert child.toolset.specs == []
     assert child.provider is root.provider
-    with_history = root.sub_conversation(InlineToolset(()), messages=root.transcript.messages)
+    with_history = await root.sub_conversation(InlineToolset(()), messages=root.transcript.messages)
     assert with_history.transcript.messages == root.transcript.messages
 
 
@@ -546,8 +543,8 @@ async def test_cancel_of_a_run_is_a_result_that_keeps_what_was_done() -> None:
 
 async def test_cancel_reaches_every_descendant() -> None:
     root = convo()
-    child = root.sub_conversation(InlineToolset([hang]))
-    grandchild = child.sub_conversation(InlineToolset([hang]))
+    child = await root.sub_conversation(InlineToolset([hang]))
+    grandchild = await child.sub_conversation(InlineToolset([hang]))
     response = Response(message=Message.assistant(call("1", "hang")))
     calls = [asyncio.create_task(each.tool_result_contents(response)) for each in (child, grandchild)]
     await _until(lambda: bool(child.tool_calls.running) and bool(grandchild.tool_calls.running))
@@ -574,7 +571,7 @@ async def test_an_answer_that_comes_as_it_is_cancelled_is_kept_and_charged() -> 
 
     c = convo(provider=AnswersOnCancel(["paid for"], cost_usd=1))
     send = asyncio.create_task(c.send_user_text_message("a"))
-    await _until(lambda: c._request_id)
+    await _until(lambda: c.exchanges.request_id)
     await asyncio.sleep(0)
     await c.cancel("now")
     with pytest.raises(ConvoCancelled):
@@ -602,13 +599,13 @@ async def test_a_closed_conversation_refuses_everything_by_name() -> None:
         with pytest.raises(ConvoClosed, match=f"conversation {c.id} takes no more calls: it was closed"):
             await attempt
     with pytest.raises(ConvoClosed):
-        c.sub_conversation(InlineToolset(()))
+        await c.sub_conversation(InlineToolset(()))
     await c.close()
 
 
 async def test_close_stops_what_runs_and_closes_the_children() -> None:
     root = convo()
-    child = root.sub_conversation(InlineToolset([hang]))
+    child = await root.sub_conversation(InlineToolset([hang]))
     response = Response(message=Message.assistant(call("1", "hang")))
     running = asyncio.create_task(child.tool_result_contents(response))
     await _until(lambda: bool(child.tool_calls.running))
@@ -640,16 +637,22 @@ class SlowChild:
     async def close(self) -> None:
         await self.cancel("")
 
-    async def tree(self) -> Any:
+    async def activity(self) -> Any:
         raise ConvoClosed("slo-w000")
 
     def kill(self) -> None:
         self.killed = True
 
 
+async def adopt(parent: Conversation, id: str, child: Any) -> None:
+    opened = AccountOpened(convo_id=id, parent_id=parent.id, label=child.label, at=datetime.now(UTC))
+    await parent.treasury.open([opened])
+    parent.adopt(id, child)
+
+
 async def test_a_send_that_comes_during_a_cancel_waits_for_its_end_and_is_not_cancelled() -> None:
     c, child = convo("ok"), SlowChild()
-    c.adopt("slo-w000", child)
+    await adopt(c, "slo-w000", child)
     cancel = asyncio.create_task(c.cancel("stop"))
     await child.asked.wait()
     run = asyncio.create_task(c.run("again"))
@@ -676,7 +679,7 @@ async def test_a_child_that_fails_to_cancel_is_logged_and_the_rest_is_cancelled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     c = convo(call("1", "hang"), tools=[hang])
-    c.adopt("slo-w000", SlowChild(RuntimeError("cannot")))
+    await adopt(c, "slo-w000", SlowChild(RuntimeError("cannot")))
     run = asyncio.create_task(c.run("go"))
     await _until(lambda: bool(c.tool_calls.running))
     await c.cancel("stop")
@@ -687,21 +690,23 @@ async def test_a_child_that_fails_to_cancel_is_logged_and_the_rest_is_cancelled(
 async def test_a_child_that_does_not_close_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("palaver.actors.children.CHILD_ENDS_WITHIN_S", 0.01)
     c, child = convo(), SlowChild()
-    c.adopt("slo-w000", child)
+    await adopt(c, "slo-w000", child)
     await c.close()
     assert child.killed
 
 
 async def test_an_answer_that_is_charged_as_it_is_cancelled_is_in_the_result_and_told() -> None:
-    class SlowParent(Conversation):
-        async def record(self, entry: Any) -> None:
+    class SlowTreasury(RootTreasury):
+        async def settle(self, charge: ResponseCharged) -> None:
             recording.set()
             await let.wait()
-            await super().record(entry)
+            await super().settle(charge)
 
     recording, let, listener = asyncio.Event(), asyncio.Event(), Recorder()
-    parent = SlowParent(Scripted(["paid for"]), InlineToolset(()), listener=listener)
-    child = parent.sub_conversation(InlineToolset(()))
+    parent = convo("paid for", listener=listener)
+    assert isinstance(parent.treasury, RootTreasury)
+    parent.treasury = SlowTreasury(parent.treasury.ledger)
+    child = await parent.sub_conversation(InlineToolset(()))
     run = asyncio.create_task(child.run("x"))
     await recording.wait()
     cancel = asyncio.create_task(child.cancel("stop"))
@@ -724,7 +729,7 @@ async def test_what_a_request_cost_that_failed_as_it_was_cancelled_is_charged() 
 
     c = convo(provider=FailsOnCancel([]))
     send = asyncio.create_task(c.send_user_text_message("a"))
-    await _until(lambda: c._request_id)
+    await _until(lambda: c.exchanges.request_id)
     await asyncio.sleep(0)
     await c.cancel("now")
     with pytest.raises(ConvoCancelled):
@@ -775,7 +780,7 @@ async def test_the_listener_is_told_of_a_failed_and_of_a_cancelled_request() -> 
 async def test_sub_conversations_inherit_the_listener() -> None:
     listener = Recorder()
     root = convo("hi", listener=listener)
-    child = root.sub_conversation(InlineToolset(()), Settings(label="child"))
+    child = await root.sub_conversation(InlineToolset(()), Settings(label="child"))
     await child.send_user_text_message("x")
     assert (listener.infos[0].parent_id, listener.infos[0].depth) == (root.id, 1)
 
@@ -810,8 +815,8 @@ async def test_an_async_listener_is_awaited_in_order() -> None:
 
 async def test_the_tree_shows_who_does_what_and_keeps_a_line_for_those_that_ended() -> None:
     root = convo(provider=Scripted(lambda _: "ok", model="m"), label="root")
-    child = root.sub_conversation(InlineToolset([hang]), Settings(label="busy"))
-    ended = root.sub_conversation(InlineToolset(()), Settings(label="ended"))
+    child = await root.sub_conversation(InlineToolset([hang]), Settings(label="busy"))
+    ended = await root.sub_conversation(InlineToolset(()), Settings(label="ended"))
     await ended.send_user_text_message("x")
     await ended.close()
     running = asyncio.create_task(
@@ -821,11 +826,11 @@ async def test_the_tree_shows_who_does_what_and_keeps_a_line_for_those_that_ende
     tree = await root.tree()
     assert [(each.label, each.state, each.depth) for each in tree.walk()] == [
         ("root", State.IDLE, 0),
-        ("ended", State.CLOSED, 1),
         ("busy", State.RUNNING_TOOLS, 1),
+        ("ended", State.CLOSED, 1),
     ]
-    assert tree.children[1].running_tools == ("hang",)
-    assert (tree.model, tree.usage.responses, tree.children[0].usage.responses) == ("m", 1, 1)
+    assert tree.children[0].running_tools == ("hang",)
+    assert (tree.model, tree.usage.responses, tree.children[1].usage.responses) == ("m", 1, 1)
     await child.cancel_tool_use("1", "x")
     await running
 
@@ -835,7 +840,7 @@ async def test_more_children_at_once_than_allowed_are_refused_by_tool_or_altoget
     calls = [call("1", "hang"), call("2", "hang"), call("3", "after", turns=10**9, text="x")]
     running = asyncio.create_task(root.tool_result_contents(Response(message=Message.assistant(*calls))))
     await _until(lambda: len(root.tool_calls.running) == 3)
-    children = [Conversation(root.provider, InlineToolset(()), parent=root) for _ in range(3)]
+    children = [await root.sub_conversation(InlineToolset(())) for _ in range(3)]
     for child, within_call in zip(children, ("1", "3", None), strict=True):
         root.adopt(child.id, child, within_call)
     root.refuse_too_many(2, 3, within_call="2")
@@ -857,7 +862,7 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
         def kill(self) -> None:
             raise AssertionError("there is nothing to kill")
 
-        async def tree(self) -> Any:
+        async def activity(self) -> Any:
             raise ConvoClosed("gon-e000", "its process is gone")
 
         async def cancel(self, cause: str) -> CancelReport:
@@ -867,7 +872,7 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
             raise ConvoClosed("gon-e000", "its process is gone")
 
     root = convo()
-    root.adopt("gon-e000", Gone())
+    await adopt(root, "gon-e000", Gone())
     for _ in range(2):
         (lost,) = (await root.tree()).children
         assert (lost.id, lost.label, lost.state) == ("gon-e000", "gone", State.LOST)
@@ -884,6 +889,8 @@ async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
         ConvoBusy("abc-defg", "a run"),
         UnknownToolCall("abc-defg", "x", "running", ["y"]),
         TooManySubConvos("abc-defg", 3, 2, 4),
+        UnknownConvo("abc-defg", "hij-kmnp"),
+        UnknownPrice("a-model", "abc-defg"),
         NothingToSend("abc-defg"),
     ],
     ids=lambda each: type(each).__name__,

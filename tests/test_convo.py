@@ -121,7 +121,8 @@ async def test_a_root_over_budget_stops_a_grandchild() -> None:
     root, _, grandchild = await tree_of_three(always("ok", cost_usd=1), budget=Budget(max_dollars=Decimal(2)))
     await grandchild.send_user_text_message.remote("1")
     await grandchild.send_user_text_message.remote("2")
-    with pytest.raises(BudgetExceeded, match=rf"{await root.id.remote()}.*\$2 spent, max_dollars is \$2"):
+    refusal = rf"{await root.id.remote()}.*\$2 spent, at least \$1 more .*max_dollars is \$2"
+    with pytest.raises(BudgetExceeded, match=refusal):
         await grandchild.send_user_text_message.remote("3")
     await root.reset_budget.remote(Budget(max_dollars=Decimal(1)))
     await grandchild.send_user_text_message.remote("3")
@@ -228,6 +229,7 @@ async def test_a_closed_sub_conversation_keeps_its_line_in_the_tree() -> None:
 async def test_a_sub_conversation_ends_when_its_last_handle_is_dropped() -> None:
     root = Convo.remote(always("ok"))
     child = await root.sub_convo.remote()
+    assert (await child.run.remote("x")).finished  # so that the root has its handle, too
     child_pid = await process_of(child)
     del child
     assert await asyncio.to_thread(eventually, lambda: not is_alive(child_pid), 10)

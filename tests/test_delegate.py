@@ -22,8 +22,8 @@ from conftest import eventually, is_alive
 from palaver.actors import Budget, Convo, ConvoHandle, ConvoInfo, NoopListener, State
 from palaver.actors.conversation import Conversation
 from palaver.actors.errors import BudgetExceeded, TooManySubConvos, UnknownToolCall
-from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.result import RunResult, RunStop
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import Overloaded
 from palaver.providers.messages import Message, Text, ToolUse
 from palaver.providers.provider import Request
@@ -452,7 +452,7 @@ async def test_a_share_is_of_what_is_left_to_the_root_and_holds() -> None:
     result = await root.run.remote("root")
     # The root and the middle one had one answer each when the share was taken: half of $0.80.
     assert "[1 of 1] loop: stopped before it had finished (budget)" in result.text
-    assert "$0.4 spent, max_dollars is $0.4" in result.text
+    assert "$0.4 spent, at least $0.1 more for the request, max_dollars is $0.4" in result.text
     middle, loop = list((await root.tree.remote()).walk())[1:]
     assert middle.budget == Budget()
     assert loop.budget == Budget(max_dollars=Decimal("0.4"), max_responses=49)

@@ -25,6 +25,7 @@ MAY_IMPORT_RAY = frozenset(
         "actors/convo.py",  # the actor around a conversation
         "actors/relatives.py",  # parents and children that are actors
         "actors/remote_methods.py",  # the types of what an actor's methods give
+        "actors/remote_treasury.py",  # the money of a tree whose root is another actor
         "actors/replies.py",  # what an actor answers, less Ray's exceptions
         "actors/swarm.py",  # many conversations at once
         "actors/cli.py",  # the command line

@@ -14,8 +14,8 @@ from palaver.actors.amounts import against, dollars, duration, summary, tokens
 from palaver.actors.budget import Budget
 from palaver.actors.errors import ConvoClosed
 from palaver.actors.kin import Branch, State
-from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.live import Watcher, changes, render
+from palaver.actors.usage import CumulativeUsage
 
 
 def usage(responses: int = 0, **fields: Any) -> CumulativeUsage:

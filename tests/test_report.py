@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from test_conversation import adopt
+
 from palaver.actors.conversation import Conversation
 from palaver.actors.errors import ConvoClosed
-from palaver.actors.kin import Branch, State
+from palaver.actors.kin import Activity, State
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.providers.scripted import Scripted
 from palaver.tools.stopped import EndedProcess, Stopped
@@ -68,7 +70,7 @@ class Dead:
     def kill(self) -> None:
         raise AssertionError("it is dead already")
 
-    async def tree(self) -> Branch:
+    async def activity(self) -> Activity:
         raise ConvoClosed("dea-d000", "its process is gone")
 
     async def cancel(self, cause: str) -> CancelReport:
@@ -81,7 +83,7 @@ class Dead:
 async def test_what_ran_for_a_child_whose_process_is_gone_is_ended_and_told_once() -> None:
     toolset = Fencing()
     root = Conversation(Scripted([]), toolset)
-    root.adopt("dea-d000", Dead())
+    await adopt(root, "dea-d000", Dead())
     report = await root.cancel("enough")
     assert [(each.id, each.gone) for each in report.conversations] == [(root.id, False), ("dea-d000", True)]
     assert [each.pid for each in report.processes] == [7]
@@ -94,6 +96,6 @@ async def test_what_ran_for_a_child_whose_process_is_gone_is_ended_and_told_once
 async def test_closing_ends_what_ran_for_a_child_whose_process_is_gone() -> None:
     toolset = Fencing()
     root = Conversation(Scripted([]), toolset)
-    root.adopt("dea-d000", Dead())
+    await adopt(root, "dea-d000", Dead())
     await root.close()
     assert toolset.fenced == ["dea-d000"]

@@ -17,9 +17,9 @@ from palaver.actors.budget import Budget
 from palaver.actors.cluster import Cluster
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.kin import State
-from palaver.actors.ledger import CumulativeUsage
 from palaver.actors.result import RunResult
 from palaver.actors.swarm import Item, ItemResult, over
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, RateLimited
 from palaver.providers.provider import Request
 from palaver.providers.scripted import Reply, Scripted

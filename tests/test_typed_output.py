@@ -298,7 +298,7 @@ async def test_the_budget_holds_for_each_try_and_the_fault_is_told_later() -> No
     conversation = convo(final("a1", name="Rex"), rex("a2"), budget=Budget(max_responses=1))
     result = await conversation.run("Which pet?", output_type=Pet)
     assert (result.stop, result.output, result.responses) == ("budget", None, 1)
-    conversation.reset_budget(Budget(max_responses=1))
+    await conversation.reset_budget(Budget(max_responses=1))
     result = await conversation.run("", output_type=Pet)
     assert result.output == Pet(name="Rex", legs=4)
     (told,) = requests_of(conversation)[1].messages[-1].tool_results

@@ -11,6 +11,7 @@ from palaver.tools.errors import (
     ToolInputInvalid,
     ToolNotFound,
     ToolOutputInvalid,
+    ToolOverBudget,
     ToolRaised,
     ToolTimedOut,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "ToolLimits",
     "ToolNotFound",
     "ToolOutputInvalid",
+    "ToolOverBudget",
     "ToolRaised",
     "ToolTimedOut",
     "Workspace",

@@ -8,6 +8,7 @@
         ToolTimedOut          the call took longer than the tool allows
         ToolCancelled         the call was cancelled
         ToolDenied            the call needed a yes, and got a no
+        ToolOverBudget        a budget has no room for another call; it has not run
         ToolOutputInvalid     the tool returned what cannot be sent to a model
         ToolCrashed           the process that ran the tool died
       ToolDefinitionError     a function cannot be made into a tool
@@ -55,6 +56,10 @@ class ToolCancelled(ToolError):
 
 class ToolDenied(ToolError):
     """The call needed somebody's approval and did not get it; it has not run."""
+
+
+class ToolOverBudget(ToolError):
+    """A budget of the conversation, or of one above it, has no room for another call; it has not run."""
 
 
 class ToolOutputInvalid(ToolError):

@@ -1,0 +1,196 @@
+"""The exchanges of one conversation with its model: each request is granted, sent, kept and charged.
+
+It owns an invariant: an answer that was paid for is kept and charged, to this conversation and every
+ancestor, before anybody hears of it, cancelled or not; and whatever else becomes of a request, what was
+reserved for it comes back.
+
+Layer: actors, core; no Ray. Provider, treasury and clock are passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from palaver.actors.endings import to_the_end
+from palaver.actors.entries import ResponseCharged
+from palaver.actors.ledger import Ask
+from palaver.actors.listener import GuardedListener
+from palaver.actors.transcript import Transcript
+from palaver.actors.treasury import Treasury
+from palaver.providers.errors import BadResponse, PalaverError, ProviderError
+from palaver.providers.messages import Message
+from palaver.providers.provider import Provider, Request, Response, new_request_id
+from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.worst_case import USEFUL_TOKENS, BoundsCost, CountedInput, WorstCase
+
+CHARGED_RETRIES = 2
+"""How often a request is sent again whose answer was charged and of no use, each time within the budgets."""
+
+_WAITS = RetryPolicy()
+
+
+class Exchanges:
+    """Sends the requests of conversation `convo_id`, one at a time."""
+
+    def __init__(
+        self,
+        convo_id: str,
+        provider: Provider,
+        transcript: Transcript,
+        listener: GuardedListener,
+        treasury: Treasury,
+        clock: Clock,
+    ) -> None:
+        self._convo_id = convo_id
+        self._provider = provider
+        self._transcript = transcript
+        self._listener = listener
+        self._treasury = treasury
+        self._clock = clock
+        self._ended = asyncio.Event()
+        self._last: tuple[Request, CountedInput] | None = None
+        self.request_id: str | None = None
+        """The request under way; None when there is none."""
+        self.is_held = False
+        """Whether that waits for its budgets."""
+
+    async def send(self, request: Request, message: Message) -> Response:
+        """Send a request that ends with `message`; its answer, kept and charged.
+
+        A try that was charged and is of no use is made again up to CHARGED_RETRIES times, if it may help.
+        Raises BudgetExceeded before anything is sent, or when the time is used up; UnknownPrice;
+        ProviderError.
+        """
+        request = request.model_copy(update={"retry_charged": False})
+        retries = 0
+        while True:
+            try:
+                return await self._try(request, message)
+            except ProviderError as error:
+                if error.usage is None or not error.retryable or retries == CHARGED_RETRIES:
+                    raise
+                retries += 1
+                wait_s = _WAITS.wait_s(retries, error.retry_after_s, self._clock.jitter())
+            await self._clock.sleep(wait_s)
+            request = request.model_copy(update={"id": new_request_id()})
+
+    async def until_request_ended(self, request_id: str) -> None:
+        """Wait until a request is neither under way nor about to be."""
+        while self.request_id == request_id:
+            await self._ended.wait()
+
+    async def _try(self, request: Request, message: Message) -> Response:
+        self.request_id = request.id
+        try:
+            return await self._exchange(request, message)
+        finally:
+            self.request_id = None
+            self._ended.set()
+            self._ended = asyncio.Event()
+
+    async def _exchange(self, request: Request, message: Message) -> Response:
+        ask = Ask(self._convo_id, request.id, self._worst_case(request), self._provider.model)
+        self.is_held = True
+        try:
+            grant = await self._treasury.reserve(ask)
+        except asyncio.CancelledError:
+            await to_the_end(self._treasury.release(self._convo_id, request.id))
+            raise
+        finally:
+            self.is_held = False
+        if grant.max_tokens is not None:
+            request = request.model_copy(update={"max_tokens": grant.max_tokens})
+        answer = asyncio.create_task(self._answer(request, message))
+        stopped: BaseException | None = None
+        try:
+            await self._until_answered(answer, grant.time_left_s)
+        except BaseException as error:
+            stopped = error
+            answer.cancel()
+            await asyncio.wait({answer})
+        # It may have come, or failed at a cost, all the same.
+        failure = None if answer.cancelled() else answer.exception()
+        response = None if answer.cancelled() or failure else answer.result()
+        await to_the_end(self._settle(request, message, response, failure))
+        if isinstance(stopped, asyncio.CancelledError) or (stopped is not None and response is None):
+            raise stopped
+        return answer.result()
+
+    async def _until_answered(self, answer: asyncio.Task[Response], time_left_s: float | None) -> None:
+        """Wait for the answer. Raises BudgetExceeded when the time for it is used up."""
+        while not (await asyncio.wait({answer}, timeout=time_left_s))[0]:
+            time_left_s = await self._treasury.check_time(self._convo_id)  # there may be more by now
+
+    async def _answer(self, request: Request, message: Message) -> Response:
+        await self._listener.on_request(request.id, message)
+        response = await self._provider.generate(request)
+        counts = Counter(call.id for call in response.message.tool_uses)
+        twice = [id for id, count in counts.items() if count > 1]
+        if twice:
+            raise BadResponse(
+                f"{self._provider.name} {self._provider.model} answered with more than one tool call of id "
+                f"{twice}, whose results nobody could tell apart; send again, or give each call its own id",
+                self._provider.name,
+                usage=response.usage,
+            )
+        return response
+
+    async def _settle(
+        self, request: Request, message: Message, response: Response | None, failure: BaseException | None
+    ) -> None:
+        """Keep and charge what came of a request, and tell of it."""
+        usage = response.usage if response is not None else None
+        if response is not None:
+            self._transcript.keep_exchange(message, response)
+            self._last = (
+                request,
+                CountedInput(
+                    messages=len(request.messages),
+                    input_tokens=response.usage.total_input_tokens,
+                    output_tokens=response.usage.output_tokens,
+                ),
+            )
+        elif isinstance(failure, ProviderError):
+            usage = failure.usage
+        if usage is None:
+            await self._treasury.release(self._convo_id, request.id)
+        else:
+            await self._treasury.settle(
+                ResponseCharged(
+                    convo_id=self._convo_id,
+                    request_id=request.id,
+                    usage=usage,
+                    answered=response is not None,
+                )
+            )
+        told = failure if isinstance(failure, PalaverError) else None
+        await self._listener.on_response(request.id, response, told)
+
+    def _worst_case(self, request: Request) -> WorstCase:
+        if not isinstance(self._provider, BoundsCost):
+            return _unpriced(request)
+        return self._provider.worst_case(request, self._counted(request))
+
+    def _counted(self, request: Request) -> CountedInput | None:
+        """What the provider counted for the last request, where this one begins with all of that."""
+        if self._last is None:
+            return None
+        last, counted = self._last
+        same = (last.system, last.tools, last.output_schema) == (
+            request.system,
+            request.tools,
+            request.output_schema,
+        )
+        return counted if same and counted.input_tokens else None
+
+
+def _unpriced(request: Request) -> WorstCase:
+    """The worst case of a request to a provider that tells none."""
+    return WorstCase(
+        input_tokens=len(request.model_dump_json().encode()),
+        output_tokens=request.max_tokens,
+        min_output_tokens=min(USEFUL_TOKENS, request.max_tokens or USEFUL_TOKENS),
+        input_usd=None,
+        usd_per_output_token=None,
+    )
