@@ -9,7 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from palaver.actors.budget import Budget
-from palaver.actors.ledger import CumulativeUsage
+from palaver.actors.usage import CumulativeUsage
 
 
 def dollars(amount: Decimal | None) -> str:
@@ -46,20 +46,30 @@ def duration(span: timedelta) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def against(usage: CumulativeUsage, budget: Budget) -> str:
-    """What was used, against the limits there are."""
+def against(usage: CumulativeUsage, budget: Budget, reserved_usd: Decimal = Decimal()) -> str:
+    """What was used, against the limits there are; `reserved_usd` is kept for requests under way."""
 
     def of(limit: str | None) -> str:
         return "" if limit is None else f" of {limit}"
 
-    money = of(None if budget.max_dollars is None else dollars(budget.max_dollars))
+    money = f" (+{dollars(reserved_usd)} reserved)" if reserved_usd else ""
+    money += of(None if budget.max_dollars is None else dollars(budget.max_dollars))
     turns = of(None if budget.max_responses is None else str(budget.max_responses))
     wall = of(None if budget.max_wall_time is None else duration(budget.max_wall_time))
-    return (
-        f"{usage.responses}{turns} turns, {tokens(usage.total_input_tokens)} in, "
-        f"{tokens(usage.output_tokens)} out, {dollars(usage.total_cost_usd)}{money}, "
-        f"{duration(usage.wall_time)}{wall}"
-    )
+    told = [
+        f"{usage.responses}{turns} turns",
+        f"{tokens(usage.total_input_tokens)} in",
+        f"{tokens(usage.output_tokens)} out",
+        f"{dollars(usage.total_cost_usd)}{money}",
+        f"{duration(usage.wall_time)}{wall}",
+    ]
+    if budget.max_total_tokens is not None:
+        told.append(f"{tokens(usage.total_tokens)} of {tokens(budget.max_total_tokens)} tokens")
+    if budget.max_tool_calls is not None:
+        told.append(f"{usage.tool_calls} of {budget.max_tool_calls} tool calls")
+    if budget.max_sub_convos is not None:
+        told.append(f"{usage.sub_convos} of {budget.max_sub_convos} sub-conversations")
+    return ", ".join(told)
 
 
 def summary(usage: CumulativeUsage, budget: Budget) -> str:

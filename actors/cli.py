@@ -47,6 +47,16 @@ MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of one answer."
 MaxDollars = Annotated[str | None, typer.Option(help="USD for all of it together.", metavar="USD")]
 MaxResponses = Annotated[int | None, typer.Option(help="Answers for all of it together.", metavar="N")]
 MaxWallTime = Annotated[float | None, typer.Option(help="Seconds for all of it together.", metavar="SECONDS")]
+MaxTotalTokens = Annotated[
+    int | None, typer.Option(help="Tokens, input and output, for all of it together.", metavar="N")
+]
+MaxToolCalls = Annotated[int | None, typer.Option(help="Tool calls for all of it together.", metavar="N")]
+MaxSubConvos = Annotated[
+    int | None, typer.Option(help="Sub-conversations for all of it together, ended or not.", metavar="N")
+]
+MaxDepth = Annotated[
+    int | None, typer.Option(help="Levels of sub-conversations below the first one.", metavar="N")
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option(
@@ -159,6 +169,10 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
+    max_total_tokens: MaxTotalTokens = None,
+    max_tool_calls: MaxToolCalls = None,
+    max_sub_convos: MaxSubConvos = None,
+    max_depth: MaxDepth = None,
     max_tokens: MaxTokens = None,
     concurrency: Annotated[
         int, typer.Option(help="How many files at once.", metavar="N")
@@ -188,6 +202,10 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         max_dollars=max_dollars,
         max_responses=max_responses,
         max_wall_time_s=max_wall_time,
+        max_total_tokens=max_total_tokens,
+        max_tool_calls=max_tool_calls,
+        max_sub_convos=max_sub_convos,
+        max_depth=max_depth,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,
@@ -218,6 +236,10 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     max_dollars: MaxDollars = None,
     max_responses: MaxResponses = None,
     max_wall_time: MaxWallTime = None,
+    max_total_tokens: MaxTotalTokens = None,
+    max_tool_calls: MaxToolCalls = None,
+    max_sub_convos: MaxSubConvos = None,
+    max_depth: MaxDepth = None,
     max_tokens: MaxTokens = None,
     address: Address = None,
 ) -> int:
@@ -230,6 +252,10 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         max_dollars=max_dollars,
         max_responses=max_responses,
         max_wall_time_s=max_wall_time,
+        max_total_tokens=max_total_tokens,
+        max_tool_calls=max_tool_calls,
+        max_sub_convos=max_sub_convos,
+        max_depth=max_depth,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,

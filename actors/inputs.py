@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 from pydantic import ValidationError
 
 from palaver.actors.budget import Budget
+from palaver.actors.options import check_price
 from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
 from palaver.actors.tool_names import load_mcp, load_tools
@@ -50,6 +51,10 @@ def setup(
     max_dollars: str | None,
     max_responses: int | None,
     max_wall_time_s: float | None,
+    max_total_tokens: int | None = None,
+    max_tool_calls: int | None = None,
+    max_sub_convos: int | None = None,
+    max_depth: int | None = None,
     system_prompt: str,
     max_tokens: int | None,
     address: str | None,
@@ -60,19 +65,21 @@ def setup(
     _check_text("--system", system_prompt)
     if max_tokens is not None and max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {max_tokens}; use 1 or more, or leave it out")
-    limits = budget(max_dollars, max_responses, max_wall_time_s)
+    limits = budget(
+        max_dollars,
+        max_wall_time_s,
+        max_responses=max_responses,
+        max_total_tokens=max_total_tokens,
+        max_tool_calls=max_tool_calls,
+        max_sub_convos=max_sub_convos,
+        max_depth=max_depth,
+    )
     tool_limits = limits_of_tools(tool_timeout_s)
     loaded = (*load_tools(tools), *load_mcp(mcp))
     check_names(loaded)
     folder = choose_workspace(workspace, loaded)
     provider, notes = choose_model(model, base_url)
-    # Only those that look prices up have one; None there means that there is none to be found.
-    if limits.max_dollars is not None and getattr(provider, "price", limits) is None:
-        notes = (
-            *notes,
-            f"the price of {provider.model} is not known: --max-dollars stops the run as soon as an answer "
-            "comes without its cost. --max-responses bounds it too",
-        )
+    check_price(provider, limits)
     if folder is not None:
         notes = (*notes, f"workspace: {printable(folder)}")
     return Setup(
@@ -113,8 +120,11 @@ def choose_model(name: str | None, base_url: str | None) -> tuple[Provider, tupl
     )
 
 
-def budget(max_dollars: str | None, max_responses: int | None, max_wall_time_s: float | None) -> Budget:
-    """The limits. Raises ConfigurationError that names the option."""
+def budget(max_dollars: str | None = None, max_wall_time_s: float | None = None, **counts: Any) -> Budget:
+    """The limits; `counts` are those of Budget that are plain numbers.
+
+    Raises ConfigurationError that names the option.
+    """
     try:
         amount = None if max_dollars is None else Decimal(max_dollars.removeprefix("$"))
     except InvalidOperation:
@@ -126,7 +136,7 @@ def budget(max_dollars: str | None, max_responses: int | None, max_wall_time_s: 
     except (OverflowError, ValueError):
         raise ConfigurationError(f"--max-wall-time is {max_wall_time_s}; write seconds, like 90") from None
     try:
-        return Budget(max_dollars=amount, max_responses=max_responses, max_wall_time=wall_time)
+        return Budget(max_dollars=amount, max_wall_time=wall_time, **counts)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")

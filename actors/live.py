@@ -35,6 +35,7 @@ _ORDER = {
     State.WAITING: 0,
     State.RUNNING_TOOLS: 1,
     State.REQUESTING: 1,
+    State.HELD: 1,
     State.IDLE: 2,
     State.LOST: 3,
     State.CLOSED: 4,
@@ -43,6 +44,7 @@ _STYLES = {
     State.WAITING: "bold magenta",
     State.RUNNING_TOOLS: "yellow",
     State.REQUESTING: "cyan",
+    State.HELD: "magenta",
     State.IDLE: "",
     State.LOST: "red",
     State.CLOSED: "dim",
@@ -62,7 +64,7 @@ def render(
     `done` is how many items have ended, of how many. Those at work come first; what does not fit is
     folded into a count.
     """
-    heading = against(root.usage, root.budget)
+    heading = against(root.usage, root.budget, root.reserved_usd)
     if done is not None:
         heading = f"{done[0]} of {done[1]} done, {heading}"
     shown = _selection(root, max_lines - 2)
