@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from palaver.actors.errors import ConvoClosed, TooManySubConvos
+from palaver.actors.errors import ConvoClosed, ConvoUnreachable, TooManySubConvos
 from palaver.actors.kin import Activity, Child, State
 from palaver.actors.report import StoppedConvo
 from palaver.actors.treasury import Treasury
@@ -91,7 +91,7 @@ class Children:
         try:
             async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
                 return await child.activity()
-        except TimeoutError:
+        except (TimeoutError, ConvoUnreachable):
             return Activity(id=id, state=State.LOST)
         except ConvoClosed:
             await self._lost(id)  # it never answers again
@@ -108,6 +108,8 @@ class Children:
         try:
             async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
                 return (await child.cancel(cause)).conversations
+        except ConvoUnreachable as error:
+            problem = f"{error.reason}, so its process was killed"
         except ConvoClosed:
             if id not in self._open:
                 return ()  # it has closed meanwhile
@@ -131,6 +133,8 @@ class Children:
             async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
                 await child.close()
                 return True
+        except ConvoUnreachable as error:
+            _log.warning("%s Killing it", error)
         except ConvoClosed:
             return id not in self._open
         except TimeoutError:

@@ -57,6 +57,14 @@ MaxSubConvos = Annotated[
 MaxDepth = Annotated[
     int | None, typer.Option(help="Levels of sub-conversations below the first one.", metavar="N")
 ]
+TellBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--tell-budget-from",
+        help="From this part of a limit on, 0 to 1, tell the model what is left. Default: never.",
+        metavar="PART",
+    ),
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option(
@@ -173,6 +181,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     max_tool_calls: MaxToolCalls = None,
     max_sub_convos: MaxSubConvos = None,
     max_depth: MaxDepth = None,
+    tell_budget: TellBudget = None,
     max_tokens: MaxTokens = None,
     concurrency: Annotated[
         int, typer.Option(help="How many files at once.", metavar="N")
@@ -206,6 +215,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         max_tool_calls=max_tool_calls,
         max_sub_convos=max_sub_convos,
         max_depth=max_depth,
+        tell_budget_from=tell_budget,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,
@@ -240,6 +250,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     max_tool_calls: MaxToolCalls = None,
     max_sub_convos: MaxSubConvos = None,
     max_depth: MaxDepth = None,
+    tell_budget: TellBudget = None,
     max_tokens: MaxTokens = None,
     address: Address = None,
 ) -> int:
@@ -256,6 +267,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         max_tool_calls=max_tool_calls,
         max_sub_convos=max_sub_convos,
         max_depth=max_depth,
+        tell_budget_from=tell_budget,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,

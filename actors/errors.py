@@ -6,6 +6,7 @@
       BudgetExceeded      a limit of this conversation or of an ancestor is reached, or would be passed
       ConvoCancelled      the call was stopped by `cancel`
       ConvoClosed         the conversation is closed, or its process is gone
+        ConvoUnreachable  nobody knows: its process does not answer for the moment
       ConvoBusy           another call of this conversation has not returned yet
       TooManySubConvos    more sub-conversations at once than the caller allows
       UnknownConvo        no conversation with that id, here or below
@@ -158,6 +159,13 @@ class ConvoClosed(PalaverError):
 
     def __str__(self) -> str:
         return f"conversation {self.convo_id} takes no more calls: {self.reason}. Start another one."
+
+
+class ConvoUnreachable(ConvoClosed):
+    """Conversation `convo_id` could not be reached; its process may still run. Asking again may help."""
+
+    def __str__(self) -> str:
+        return f"conversation {self.convo_id} could not be reached: {self.reason}. Ask again, or kill it."
 
 
 class ConvoBusy(PalaverError):

@@ -39,6 +39,7 @@ class Setup(NamedTuple):
     address: str | None
     workspace: str | None
     tool_limits: ToolLimits
+    tell_budget_from: float | None
     notes: tuple[str, ...]
 
 
@@ -55,6 +56,7 @@ def setup(
     max_tool_calls: int | None = None,
     max_sub_convos: int | None = None,
     max_depth: int | None = None,
+    tell_budget_from: float | None = None,
     system_prompt: str,
     max_tokens: int | None,
     address: str | None,
@@ -65,6 +67,10 @@ def setup(
     _check_text("--system", system_prompt)
     if max_tokens is not None and max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {max_tokens}; use 1 or more, or leave it out")
+    if tell_budget_from is not None and not 0 <= tell_budget_from <= 1:
+        raise ConfigurationError(
+            f"--tell-budget-from is {tell_budget_from:g}; use a part of a limit, from 0 to 1"
+        )
     limits = budget(
         max_dollars,
         max_wall_time_s,
@@ -91,6 +97,7 @@ def setup(
         address=address,
         workspace=folder,
         tool_limits=tool_limits,
+        tell_budget_from=tell_budget_from,
         notes=notes,
     )
 

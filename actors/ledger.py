@@ -194,9 +194,9 @@ class Ledger:
         """End a reservation: nothing is known to have been charged. False when the request has ended."""
         return self._record_once(Released(convo_id=convo_id, request_id=request_id), request_id)
 
-    def holds(self, convo_id: str, request_id: str) -> bool:
-        """Whether a request has a reservation."""
-        return request_id in self.account(convo_id).reservations
+    def reservation(self, convo_id: str, request_id: str) -> Reservation | None:
+        """What is reserved for a request; None when nothing is."""
+        return self.account(convo_id).reservations.get(request_id)
 
     def has_ended(self, convo_id: str, request_id: str) -> bool:
         """Whether a request was settled or released."""

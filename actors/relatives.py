@@ -15,13 +15,16 @@ from ray.exceptions import RayActorError
 
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied
 from palaver.actors.endings import to_the_end
-from palaver.actors.errors import ConvoClosed
+from palaver.actors.errors import ConvoClosed, ConvoUnreachable
 from palaver.actors.kin import Activity
 from palaver.actors.remote_treasury import RemoteTreasury
 from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport
 
 R = TypeVar("R")
+
+_AGAIN_AFTER_S = 1.0
+"""How long after a relative could not be reached it is asked again."""
 
 _WITHDRAWN_WITHIN_S = 2.0
 """How long a cancel may wait for the root to take back a request for approval."""
@@ -49,7 +52,11 @@ class Remote:
         await self._ask(self.handle.child_closed.remote(convo_id))
 
     async def until_request_ended(self, request_id: str) -> None:
-        await self._ask(self.handle.until_request_ended.remote(request_id))
+        while True:
+            try:
+                return await self._ask(self.handle.until_request_ended.remote(request_id))
+            except ConvoUnreachable:
+                await asyncio.sleep(_AGAIN_AFTER_S)
 
     async def until_settled(self, request_id: str) -> None:
         await self._ask(self.handle.until_settled.remote(request_id))

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorUnavailableError
 
 from palaver.actors.budget import Budget
 from palaver.actors.entries import AccountOpened, ResponseCharged, ToolCalled
-from palaver.actors.errors import BudgetExceeded, ConvoClosed
+from palaver.actors.errors import BudgetExceeded, ConvoUnreachable
 from palaver.actors.ledger import Ask, Counted, Grant
 from palaver.actors.replies import reply
 from palaver.actors.treasury import Statement
@@ -86,8 +85,8 @@ class RemoteTreasury:
         for again_after_s in (*_AGAIN_AFTER_S, None):
             try:
                 return await self._ask_once(method, *args, **kwargs)
-            except ConvoClosed as closed:
-                if again_after_s is None or not isinstance(closed.__cause__, ActorUnavailableError):
+            except ConvoUnreachable:
+                if again_after_s is None:
                     raise
                 await asyncio.sleep(again_after_s)
         raise AssertionError("the last try returns or raises")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from palaver.actors.errors import ConvoClosed
+from palaver.actors.errors import ConvoClosed, ConvoUnreachable
 from palaver.providers.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -20,7 +20,8 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
     """Await what a conversation answers: `await reply(convo.run.remote("..."))`.
 
     Raises what the conversation raised, as it raised it (`await ref` raises the same error with Ray's
-    traceback for its text), ConvoClosed when its process is gone, and ConfigurationError when it could not
+    traceback for its text), ConvoClosed when its process is gone, ConvoUnreachable, which is one of these, when
+    that is not known, and ConfigurationError when it could not
     read what it was passed: an `output_type` of a module that is not there (`await ref` raises Ray's own
     RaySystemError).
     """
@@ -35,6 +36,8 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
                 "function travels whole"
             ) from error
         raise error.cause from None
+    except ActorUnavailableError as error:
+        raise ConvoUnreachable(convo_id, f"its node does not answer ({_first_line(error)})") from error
     except OutOfMemoryError as error:
         reason = "its process was killed because its node ran out of memory"
         raise ConvoClosed(convo_id, reason) from error
@@ -42,8 +45,7 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
         reason = "its process is gone: killed, out of memory, or ended with its parent or its last handle"
         raise ConvoClosed(convo_id, reason) from error
     except RayError as error:
-        reason = f"Ray could not reach it ({type(error).__name__}: {_first_line(error)})"
-        raise ConvoClosed(convo_id, reason) from error
+        raise ConvoUnreachable(convo_id, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -70,6 +70,7 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
             max_tokens=setup.max_tokens,
             tool_limits=setup.tool_limits,
             workspace=setup.workspace,
+            tell_budget_from=setup.tell_budget_from,
             label=label,
         )
         runner = asyncio.Runner()

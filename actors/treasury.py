@@ -161,7 +161,7 @@ class RootTreasury:
         waiting = self._line.get(ask.request_id)
         if waiting is None:
             waiting = _Waiting(ask)
-            if self.ledger.holds(ask.convo_id, ask.request_id):
+            if self.ledger.reservation(ask.convo_id, ask.request_id) is not None:
                 self._decide(waiting)  # its answer was lost
             else:
                 self._line[ask.request_id] = waiting
@@ -175,7 +175,16 @@ class RootTreasury:
         return waiting.granted.result()
 
     async def settle(self, charge: ResponseCharged) -> None:
-        self.ledger.settle(charge)
+        kept = self.ledger.reservation(charge.convo_id, charge.request_id)
+        cost = charge.usage.cost_usd
+        expected = None if kept is None else kept.usd
+        is_new = self.ledger.settle(charge)
+        if is_new and cost is not None and expected is not None and cost > expected:
+            _log.warning(
+                "request %s of conversation %s cost $%s and was expected to cost at most $%s; a limit may be "
+                "passed. Is the provider's price right?",
+                *(charge.request_id, charge.convo_id, cost, expected),
+            )
         self._ended(charge.request_id)
 
     async def release(self, convo_id: str, request_id: str) -> None:

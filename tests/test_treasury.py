@@ -107,6 +107,14 @@ async def test_a_repeat_of_an_ask_waits_for_the_same_grant() -> None:
         assert bank.ledger.left("a").max_dollars == Decimal("0.1")
 
 
+async def test_a_cost_above_the_worst_case_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    bank = treasury(opened("a", max_dollars=1))
+    await bank.reserve(ask("a", "1", usd="0.1"))
+    await bank.settle(charge("a", "1", "0.2"))
+    assert "request 1 of conversation a cost $0.2 and was expected to cost at most $0.1" in caplog.text
+    assert (await bank.usage("a")).total_cost_usd == Decimal("0.2")
+
+
 async def test_a_fund_lets_fifty_who_wait_go_on() -> None:
     bank = treasury(opened("a"), opened("b", "a", max_responses=1))
     await bank.reserve(ask("b", "0"))
