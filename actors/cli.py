@@ -42,6 +42,14 @@ Model = Annotated[
     ),
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="A server that speaks chat completions; needs --model.")]
+ModelPrice = Annotated[
+    str | None,
+    typer.Option(
+        "--price",
+        help="USD per million tokens, like 0.15/0.60, instead of the list price; needs --model.",
+        metavar="INPUT/OUTPUT",
+    ),
+]
 System = Annotated[str, typer.Option(help="The system prompt.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of one answer.", metavar="N")]
 MaxDollars = Annotated[str | None, typer.Option(help="USD for all of it together.", metavar="USD")]
@@ -168,6 +176,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     ] = None,
     model: Model = None,
     base_url: BaseUrl = None,
+    price: ModelPrice = None,
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
@@ -206,6 +215,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     setup = inputs.setup(
         model=model,
         base_url=base_url,
+        price=price,
         tools=tools or (),
         mcp=mcp or (),
         max_dollars=max_dollars,
@@ -237,6 +247,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     *,
     model: Model = None,
     base_url: BaseUrl = None,
+    price: ModelPrice = None,
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
@@ -258,6 +269,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     setup = inputs.setup(
         model=model,
         base_url=base_url,
+        price=price,
         tools=tools or (),
         mcp=mcp or (),
         max_dollars=max_dollars,

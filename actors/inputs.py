@@ -22,6 +22,7 @@ from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
 from palaver.actors.tool_names import load_mcp, load_tools
 from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
+from palaver.providers.prices import Price
 from palaver.providers.provider import Provider
 from palaver.tools.limits import ToolLimits
 from palaver.tools.mcp import McpTool
@@ -62,6 +63,7 @@ def setup(
     address: str | None,
     workspace: str | None,
     tool_timeout_s: float | None,
+    price: str | None = None,
 ) -> Setup:
     """All of it, checked. Raises ConfigurationError."""
     _check_text("--system", system_prompt)
@@ -84,7 +86,7 @@ def setup(
     loaded = (*load_tools(tools), *load_mcp(mcp))
     check_names(loaded)
     folder = choose_workspace(workspace, loaded)
-    provider, notes = choose_model(model, base_url)
+    provider, notes = choose_model(model, base_url, None if price is None else model_price(price))
     check_price(provider, limits)
     if folder is not None:
         notes = (*notes, f"workspace: {printable(folder)}")
@@ -102,13 +104,18 @@ def setup(
     )
 
 
-def choose_model(name: str | None, base_url: str | None) -> tuple[Provider, tuple[str, ...]]:
+def choose_model(
+    name: str | None, base_url: str | None, price: Price | None = None
+) -> tuple[Provider, tuple[str, ...]]:
     """The provider, and what the person should know about the choice. Raises ConfigurationError."""
     from palaver.providers import models  # knows every adapter
 
+    if price is not None:
+        _check_priced(name)
     if name is not None:
+        options: dict[str, Any] = {} if price is None else {"price": price}
         try:
-            provider = models.provider_for(name, base_url=base_url)
+            provider = models.provider_for(name, base_url=base_url, **options)
         except (MissingKey, UnknownModel) as error:
             # They speak to who calls Python; here the same things have other names.
             text = str(error).replace(" or pass api_key=...", "").replace("base_url=...", "--base-url")
@@ -124,6 +131,35 @@ def choose_model(name: str | None, base_url: str | None) -> tuple[Provider, tupl
     return provider, (
         f"model: {provider.name} {provider.model}, a small one on this machine, because no key is set "
         f"({', '.join(variables)}); set one, or choose with --model",
+    )
+
+
+def _check_priced(name: str | None) -> None:
+    if name is None:
+        raise ConfigurationError("--price needs --model: whose price it is")
+    kind, _, rest = name.partition(":")
+    if kind == "scripted" and rest:
+        raise ConfigurationError(
+            f"--price goes to models that are charged by the token, and {name!r} is none; leave it out, or "
+            f'write "price": {{"input_usd": 0.15, "output_usd": 0.6}} into {rest!r}'
+        )
+    if name == "local" or (kind == "local" and rest):
+        raise ConfigurationError(
+            f"--price goes to models that are charged by the token, and {name!r} is free; leave it out"
+        )
+
+
+def model_price(text: str) -> Price:
+    """INPUT/OUTPUT in USD per million tokens. Raises ConfigurationError."""
+    rates = [each.strip().removeprefix("$") for each in text.split("/")]
+    try:
+        if len(rates) == 2:
+            return Price.per_million_tokens(*rates)
+    except (InvalidOperation, ValidationError):
+        pass
+    raise ConfigurationError(
+        f"--price is {text!r}; write USD per million tokens of input and of output, both 0 or more, like "
+        "0.15/0.60"
     )
 
 

@@ -127,6 +127,8 @@ def palaver(*args: str) -> int:
         (["run", "x", "--max-dollars", "-1"], "a limit of -1 is negative; use 0 or more, or leave it out"),
         (["run", "x", "--max-dollars", "much"], "--max-dollars is 'much', no amount; write it like 0.50"),
         (["run", "x", "--max-dollars", "nan"], "--max-dollars: "),
+        (["run", "x", "--model", "gpt4.1", "--price", "2"], "--price is '2'; write USD per million tokens"),
+        (["chat", "--model", "local", "--price", "1/2"], "'local' is free; leave it out"),
         (["run", "x", "--max-responses", "-1"], "--max-responses: a limit of -1 is negative"),
         (["run", "x", "--max-wall-time", "-1"], "--max-wall-time is -1 s; use 0 or more"),
         (["run", "x", "--max-wall-time", "nan"], "--max-wall-time is nan; write seconds"),
@@ -558,7 +560,7 @@ def test_chat_shows_tool_calls_and_ctrl_c_cancels_one_answer_alone(box: Box) -> 
     terminal.type("\x03")
     terminal.wait_for("(cancelled)")
     ask("again", "back")
-    ask("more", "over budget: $0.05 spent, max_dollars is $0.05. /budget")
+    ask("more", "over budget: $0.05 spent, at least $0.01 more", "max_dollars is $0.05. /budget")
     ask("/wrong", "there is no command '/wrong'", "/usage")
     ask("/usage", "responses   5")
     ask("/budget", "the limits count anew")

@@ -1,17 +1,27 @@
-"""What the command line was given: tools by name, the workspace, limits of tools."""
+"""What the command line was given: tools by name, the workspace, limits of tools, a price."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from palaver.actors.inputs import Setup, choose_workspace, limits_of_tools, setup
+from palaver.actors.inputs import (
+    Setup,
+    choose_model,
+    choose_workspace,
+    limits_of_tools,
+    model_price,
+    setup,
+)
 from palaver.actors.tool_names import load_tools
 from palaver.providers.errors import ConfigurationError
+from palaver.providers.openai import OpenAI
+from palaver.providers.prices import Price
 from palaver.tools import Tool, tool
 from palaver.tools.fetch import fetch_url
 from palaver.tools.limits import ToolLimits
@@ -154,3 +164,35 @@ def test_setup_tells_the_workspace_and_has_the_limits(here: Path) -> None:
     assert made.notes == ("model: scripted scripted",)
     (here / "new\nline").mkdir()
     assert set_up(workspace="new\nline").notes[1].count("\n") == 0
+
+
+# A price
+
+
+def test_a_price_goes_to_the_provider_in_dollars_per_million_tokens() -> None:
+    for text in ("0.15/0.60", "$0.15/$0.60", " 0.15 / 0.60 "):
+        assert model_price(text) == Price.per_million_tokens("0.15", "0.60")
+    for name, base_url in (("m", "http://127.0.0.1:9/v1"), ("llama.cpp", None)):
+        provider, _ = choose_model(name, base_url, model_price("0.15/0.60"))
+        assert isinstance(provider, OpenAI)
+        assert provider.price == Price.per_million_tokens("0.15", "0.60")
+
+
+@pytest.mark.parametrize("text", ["", "1", "1/", "1/2/3", "much/little", "-1/2", "nan/1", "1/inf", "1,2"])
+def test_a_price_that_is_none_is_refused_with_what_is_expected(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--price is .*; write USD per .*, like 0\.15/0\.60"):
+        model_price(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("scripted:script.json", "'scripted:script.json' is none; leave it out, or write \"price\""),
+        ("local", "'local' is free; leave it out"),
+        ("local:model.gguf", "'local:model.gguf' is free; leave it out"),
+        (None, "--price needs --model"),
+    ],
+)
+def test_a_price_for_a_model_that_takes_none_is_refused(name: str | None, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        choose_model(name, None, model_price("1/2"))

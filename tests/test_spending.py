@@ -76,17 +76,17 @@ async def test_a_deadline_of_three_seconds_on_the_root_stops_a_grandchilds_reque
 
 
 async def test_a_root_funds_its_grandchild_while_that_waits(ray_cluster: Cluster) -> None:
-    root = Convo.remote(Scripted(lambda _: "ok", delay_s=0.3, cost_usd=1))
+    root = Convo.remote(Scripted(lambda _: "ok", delay_s=2, cost_usd=1))
     try:
         child = await reply(root.sub_convo.remote(budget=Budget(max_dollars="1.5")))
         grandchild = await reply(child.sub_convo.remote(label="grandchild"))
+        child_id = await reply(child.id.remote())
         first = asyncio.create_task(reply(child.send_user_text_message.remote("x")))
         waiting = asyncio.create_task(reply(grandchild.send_user_text_message.remote("x")))
         async with asyncio.timeout(20):
             while State.HELD not in [each.state for each in (await reply(root.tree.remote())).walk()]:
                 assert not (first.done() and waiting.done())
                 await asyncio.sleep(0.01)
-        child_id = await reply(child.id.remote())
         assert await reply(root.fund.remote(child_id, Budget(max_dollars=1))) == Budget(max_dollars="2.5")
         await asyncio.gather(first, waiting)
         with pytest.raises(UnknownConvo):
