@@ -24,7 +24,8 @@ from palaver.providers.http_errors import AnswerLost, MalformedCall
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.models import ModelRow, default_provider, known_models, provider_for
 from palaver.providers.openai import LlamaCPP, OpenAI
-from palaver.providers.prices import Price, Rates, Tier, lookup_price
+from palaver.providers.price_list import lookup_price
+from palaver.providers.prices import Price, Rates, Tier
 from palaver.providers.profiles import Profile
 from palaver.providers.provider import (
     OutputSchema,

@@ -8,20 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from palaver.providers.anthropic_wire import (
-    ORIGIN,
-    CacheTtl,
-    Effort,
-    from_wire,
-    output_by,
-    overhead,
-    to_wire,
-)
+from palaver.providers.anthropic_cost import dearest, overhead
+from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
 from palaver.providers.errors import BadRequest, ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
-from palaver.providers.prices import CacheWrites, Price, lookup_price
+from palaver.providers.price_list import lookup_price
+from palaver.providers.prices import CacheWrites, Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
@@ -136,15 +130,18 @@ class Anthropic:
     def worst_case(self, request: Request, counted: CountedInput | None = None) -> WorstCase:
         """The most that one try of `request` can come to; see `BoundsCost`.
 
-        An answer needs its thinking budget, where there is one, before it has a word of use.
+        An answer needs its thinking budget, where there is one, before it has a word of use. Unasked, the
+        server never hurries; it may serve an organisation that has committed itself at "priority", and
+        keep inference in the US.
         """
         writes: CacheWrites = self._cache_ttl if request.prompt_caching else "never"
         thinking = self._thinking or {}
         return priced(
-            self._price,
+            dearest(self._price, self._model),
             worst_input_tokens(request, counted, self._to_wire, overhead(self._model)),
             output_tokens=request.max_tokens or self._max_tokens,
             cache_writes=writes,
+            service_tiers=("priority",),
             thinking_tokens=thinking.get("budget_tokens", 0),
         )
 

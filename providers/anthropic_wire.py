@@ -13,15 +13,14 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
+from palaver.providers.anthropic_cost import usage_from_wire
 from palaver.providers.call_ids import CallIds, WireIds
 from palaver.providers.errors import BadResponse
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.prices import Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason, ToolChoice
 from palaver.providers.schemas import strict_schema
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text
-from palaver.providers.usage import Usage
-from palaver.providers.worst_case import Overhead
+from palaver.providers.untyped import as_dict, as_list, as_text
 
 ORIGIN = "anthropic"
 
@@ -47,21 +46,6 @@ _NO_OUTPUT_SCHEMA = (
 """Claude models older than structured outputs, which came with sonnet 4.5 and opus 4.1; all current ones
 have them (platform.claude.com/docs structured-outputs, November 2026)."""
 
-_SMALL_IMAGES = (
-    "claude-3-",
-    "claude-haiku-4-",
-    "claude-opus-4-0",
-    "claude-opus-4-1",
-    "claude-opus-4-2025",
-    "claude-opus-4-5",
-    "claude-opus-4-6",
-    "claude-sonnet-4-",
-)
-"""Models before 4.7, which see at most 1,568 tokens of a picture, about 1,600 by the older formula of width
-times height by 750; the others 4,784 (platform.claude.com/docs vision, November 2026)."""
-_IMAGE_TOKENS_SMALL = 1_600
-_IMAGE_TOKENS = 4_784
-
 _STOP_REASONS: Mapping[str, StopReason] = {
     "end_turn": StopReason.END_TURN,
     "tool_use": StopReason.TOOL_USE,
@@ -78,21 +62,6 @@ def output_by(schema: OutputSchema, model: str) -> OutputBy:
     takes = model.startswith("claude-") and not model.startswith(_NO_OUTPUT_SCHEMA)
     fits = takes and strict_schema(schema.json_schema, limits=False, recursion=False) is not None
     return "schema" if fits else "tool"
-
-
-def overhead(model: str) -> Overhead:
-    """What the API adds to a request. It documents tokens of a system prompt for tools alone: from 159
-    (Claude 3 Sonnet) to 804 (Opus 4.7 with a forced call, 129 more than without), and none yet for some of
-    the newest (platform.claude.com/docs tool-use overview, November 2026). The rest leaves room for what it
-    only says to exist: a prompt for an output schema, and for thinking.
-    """
-    return Overhead(
-        per_request=64,
-        for_tools=1_024,
-        for_tool_choice=256,
-        for_output_schema=512,
-        per_image=_IMAGE_TOKENS_SMALL if model.startswith(_SMALL_IMAGES) else _IMAGE_TOKENS,
-    )
 
 
 def to_wire(
@@ -174,27 +143,6 @@ def from_wire(answer: Mapping[str, Any], *, request: Request, model: str, price:
         stop_reason=_STOP_REASONS.get(as_text(answer.get("stop_reason")), otherwise),
         usage=usage,
     )
-
-
-def usage_from_wire(wire: object, price: Price | None) -> Usage:
-    """Usage with its cost; the cost is None when the price or the usage is unknown.
-
-    Anthropic's `input_tokens` exclude what was read from or written to the cache, as ours do.
-    """
-    counts = as_dict(wire)
-    if not counts:
-        return Usage()
-    written = as_count(counts.get("cache_creation_input_tokens"))
-    written_1h = as_count(as_dict(counts.get("cache_creation")).get("ephemeral_1h_input_tokens"))
-    usage = Usage(
-        input_tokens=as_count(counts.get("input_tokens")),
-        cache_read_input_tokens=as_count(counts.get("cache_read_input_tokens")),
-        cache_creation_input_tokens=max(written, written_1h),
-        cache_creation_1h_input_tokens=written_1h,
-        output_tokens=as_count(counts.get("output_tokens")),
-        thinking_tokens=as_count(as_dict(counts.get("output_tokens_details")).get("thinking_tokens")),
-    )
-    return usage if price is None else usage.model_copy(update={"cost_usd": price.cost(usage)})
 
 
 def _message(message: Message, ids: WireIds) -> dict[str, Any]:

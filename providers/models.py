@@ -16,7 +16,8 @@ from palaver.providers.errors import ConfigurationError, UnknownModel
 from palaver.providers.keys import key_is_set
 from palaver.providers.messages import Value
 from palaver.providers.openai import LLAMA_CPP_URL, LlamaCPP, OpenAI
-from palaver.providers.prices import Price, lookup_price
+from palaver.providers.price_list import lookup_price
+from palaver.providers.prices import Price
 from palaver.providers.profiles import SERVICES, service_at
 from palaver.providers.provider import Provider
 from palaver.providers.scripted import Scripted

@@ -15,7 +15,8 @@ from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
 from palaver.providers.openai_answer import from_wire
 from palaver.providers.openai_wire import overhead, to_wire
-from palaver.providers.prices import Price, lookup_price
+from palaver.providers.price_list import lookup_price
+from palaver.providers.prices import Price
 from palaver.providers.profiles import (
     Profile,
     llama_cpp_profile,
@@ -126,6 +127,8 @@ class OpenAI:
         """The most that one try of `request` can come to at `price`; see `BoundsCost`.
 
         Servers of this kind cache by themselves, so that any input may be charged as a write to the cache.
+        The tier is the server's choice, too: OpenAI takes what a project is set to. The dearest that is
+        known counts, often twice the usual price.
         A server that tells its own cost (OpenRouter) may charge by another price than the one known here.
         """
         return priced(
@@ -133,6 +136,7 @@ class OpenAI:
             worst_input_tokens(request, counted, self._to_wire, overhead(self._model)),
             output_tokens=request.max_tokens or self._max_tokens,
             cache_writes="5m",
+            service_tiers=() if self._price is None else self._price.by_service_tier,
         )
 
     async def generate(self, request: Request) -> Response:

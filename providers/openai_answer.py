@@ -51,6 +51,8 @@ def from_wire(
     Raises BadResponse when nothing in it can be used, MalformedCall when the server could not read the
     model's tool call, and for an error inside the choice what its code says; all with the usage.
     """
+    if price is not None:
+        price = price.served_at(as_text(answer.get("service_tier")))
     usage = usage_from_wire(answer.get("usage"), price)
     choice = as_dict(next(iter(as_list(answer.get("choices"))), None))
     if choice.get("error"):
@@ -82,7 +84,11 @@ def usage_from_wire(wire: object, price: Price | None) -> Usage:
     of_completion = as_dict(counts.get("completion_tokens_details"))
     prompt = as_count(counts.get("prompt_tokens"))
     completion = as_count(counts.get("completion_tokens"))
-    cached = as_count(of_prompt.get("cached_tokens")) or as_count(counts.get("prompt_cache_hit_tokens"))
+    cached = (
+        as_count(of_prompt.get("cached_tokens"))
+        or as_count(counts.get("prompt_cache_hit_tokens"))  # DeepSeek
+        or as_count(counts.get("cached_tokens"))  # Kimi (earendil-works/pi#8075), Together
+    )
     cached = min(cached, prompt)
     written = min(as_count(of_prompt.get("cache_write_tokens")), prompt - cached)
     left_out = max(as_count(counts.get("total_tokens")) - prompt - completion, 0)

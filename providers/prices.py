@@ -1,18 +1,13 @@
-"""Prices: what a model's tokens cost, exactly.
+"""Prices: what a model's tokens cost, exactly. Where they come from is in `price_list`.
 
-Layer: providers; imports the neutral types, and genai-prices inside one function: it costs 107 MB and
-a second (measured November 2026), so only the process that builds a provider pays for it, once.
-Conversations get the numbers.
+Layer: providers; imports the neutral types alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from decimal import Context, Decimal, localcontext
-from functools import cache
-from typing import Any, Literal, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, NonNegativeInt, field_validator
 
@@ -21,17 +16,6 @@ from palaver.providers.usage import Usage
 
 _EXACT = Context(prec=60)
 """Wide enough that no price times no count is ever rounded, whatever the caller's decimal context is."""
-
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-_PRICED_KEYS = frozenset(
-    {"input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok"}
-)
-_KEYS_WE_CANNOT_CHARGE = frozenset({"requests_kcount", "output_reasoning_mtok", "output_citation_mtok"})
-"""Charges that arise in plain text exchanges and that `Rates` cannot express (genai-prices 0.2.3: four
-Perplexity models). Such a price is unknown rather than too low. Searches, audio, pictures made and
-pages are never asked for by palaver."""
-
 
 CacheWrites: TypeAlias = Literal["never", "5m", "1h"]
 """Whether input may be written to a cache, and be charged as that: for an hour, for the time that is usual
@@ -49,6 +33,21 @@ class Rates(Value):
     """Kept for five minutes, or for as long as the provider keeps it. None: charged as input."""
     cache_write_1h: Decimal | None = Field(default=None, ge=0)
     """Kept for an hour. None: charged as `cache_write`."""
+
+    def times(self, factor: Decimal) -> Rates:
+        """Each rate multiplied by `factor`, exactly."""
+
+        def product(rate: Decimal | None) -> Decimal | None:
+            return None if rate is None else rate * factor
+
+        with localcontext(_EXACT):
+            return Rates(
+                input=self.input * factor,
+                output=self.output * factor,
+                cache_read=product(self.cache_read),
+                cache_write=product(self.cache_write),
+                cache_write_1h=product(self.cache_write_1h),
+            )
 
 
 class WorstRates(NamedTuple):
@@ -76,6 +75,11 @@ class Tier(Value):
     usd_per_million_tokens: Rates
 
 
+STANDARD_TIERS = frozenset({"", "auto", "default", "standard", "on_demand"})
+"""What providers call the tier that the list price is for: not told; OpenAI's setting that leaves it to the
+project, which some servers echo; OpenAI's, Anthropic's and Groq's names (November 2026)."""
+
+
 class Price(Value):
     """What a model costs.
 
@@ -87,6 +91,9 @@ class Price(Value):
     usd_per_million_tokens: Rates
     tiers: tuple[Tier, ...] = ()
     """In ascending order of `above_input_tokens`."""
+    by_service_tier: Mapping[str, Price] = Field(default_factory=dict)
+    """What it costs when it is served otherwise than usual, by what the provider then reports: "priority",
+    "flex", "batch", "fast". A tier that is not here has no known price."""
 
     @field_validator("tiers")
     @classmethod
@@ -144,19 +151,52 @@ class Price(Value):
         with localcontext(_EXACT):
             return sum((tokens * rate for tokens, rate in charges), Decimal()).scaleb(-6)
 
-    def worst_rates(self, input_tokens: int, *, cache_writes: CacheWrites) -> WorstRates:
+    def served_at(self, service_tier: str) -> Price | None:
+        """The price of what was served at a service tier, by the name that the provider reports.
+
+        None when the tier has no known price; "" when none was reported.
+        """
+        name = service_tier.lower()
+        return self if name in STANDARD_TIERS else self.by_service_tier.get(name)
+
+    def times(self, factor: Decimal) -> Price:
+        """The price with each rate multiplied by `factor`, exactly."""
+        return Price(
+            usd_per_million_tokens=self.usd_per_million_tokens.times(factor),
+            tiers=tuple(
+                Tier(
+                    above_input_tokens=tier.above_input_tokens,
+                    usd_per_million_tokens=tier.usd_per_million_tokens.times(factor),
+                )
+                for tier in self.tiers
+            ),
+            by_service_tier={name: price.times(factor) for name, price in self.by_service_tier.items()},
+        )
+
+    def worst_rates(
+        self, input_tokens: int, *, cache_writes: CacheWrites, service_tiers: Iterable[str] = ()
+    ) -> WorstRates:
         """The highest rates of an exchange with up to `input_tokens` tokens of input, cached or not.
 
         `cost` of no such exchange is more, however its input is split between cache and prompt. Input
         that is not all there may stay below a tier, and so every tier within reach counts, not the last.
+        `service_tiers` are those that the provider may choose by itself, besides the usual one; one without
+        a known price does not count.
         """
-        reachable = [self.usd_per_million_tokens] + [
-            tier.usd_per_million_tokens for tier in self.tiers if input_tokens > tier.above_input_tokens
+        prices = [
+            self,
+            *(self.by_service_tier[name] for name in service_tiers if name in self.by_service_tier),
         ]
+        reachable = [rates for price in prices for rates in price._reachable(input_tokens)]
         return WorstRates(
             max(_worst_input(rates, cache_writes) for rates in reachable),
             max(rates.output for rates in reachable),
         )
+
+    def _reachable(self, input_tokens: int) -> list[Rates]:
+        return [self.usd_per_million_tokens] + [
+            tier.usd_per_million_tokens for tier in self.tiers if input_tokens > tier.above_input_tokens
+        ]
 
     def _rates_for(self, total_input_tokens: int) -> Rates:
         rates = self.usd_per_million_tokens
@@ -173,84 +213,3 @@ def _worst_input(rates: Rates, cache_writes: CacheWrites) -> Decimal:
     if cache_writes == "1h":
         charged.append(rates.cache_write_1h)
     return max(rate for rate in charged if rate is not None)
-
-
-def lookup_price(model: str, provider_hint: str) -> Price | None:
-    """The list price of a model today, from the data inside the installed genai-prices; no network.
-
-    `provider_hint` is a base URL ("https://api.openai.com/v1") or a provider's name as genai-prices
-    has it ("openai", "anthropic", "google"). None when model or provider is unknown there, or when
-    the price has a part that `Price` cannot express: unknown, which is not free.
-
-    Where a price depends on the time of day (DeepSeek), it is the highest of the day, so that a budget
-    holds around the clock. Batch and priority rates are not considered: palaver asks for neither.
-
-    The first call in a process takes about a second and 107 MB.
-    """
-    if urlsplit(provider_hint).hostname in _LOOPBACK:
-        return None  # known without paying for the import: no price list covers one's own machine
-    return _lookup(model, provider_hint, datetime.now(UTC).date().isoformat())
-
-
-@cache
-def _lookup(model: str, provider_hint: str, today: str) -> Price | None:
-    from genai_prices.data_snapshot import get_snapshot  # 107 MB, see above
-    from genai_prices.types import TimeOfDateConstraint
-
-    is_url = "://" in provider_hint
-    try:
-        _, info = get_snapshot().find_provider_model(
-            model, None, None if is_url else provider_hint, provider_hint if is_url else None
-        )
-    except LookupError:
-        return None
-    midnight = datetime.fromisoformat(today).replace(tzinfo=UTC)
-    constraints = [item.constraint for item in info.prices] if isinstance(info.prices, list) else []
-    moments = [midnight] + [
-        datetime.combine(midnight, constraint.start_time, constraint.start_time.tzinfo or UTC)
-        for constraint in constraints
-        if isinstance(constraint, TimeOfDateConstraint)
-    ]
-    candidates = [price_from(vars(info.get_prices(moment))) for moment in moments]
-    if None in candidates:
-        return None
-    known = [price for price in candidates if price is not None]
-    return max(known, key=lambda price: price.usd_per_million_tokens.input, default=None)
-
-
-def price_from(genai_price: Mapping[str, Any]) -> Price | None:
-    """Turn one genai-prices price, {key: Decimal or tiered}, into ours; None when it cannot be."""
-    given = {key: value for key, value in genai_price.items() if value is not None}
-    if not {"input_mtok", "output_mtok"} <= given.keys() or _KEYS_WE_CANNOT_CHARGE & given.keys():
-        return None
-    rates = {key: value for key, value in given.items() if key in _PRICED_KEYS}
-    starts = sorted({tier.start for value in rates.values() for tier in getattr(value, "tiers", ())})
-    return Price(
-        usd_per_million_tokens=_rates_above(rates, None),
-        tiers=tuple(
-            Tier(above_input_tokens=start, usd_per_million_tokens=_rates_above(rates, start))
-            for start in starts
-        ),
-    )
-
-
-def _rates_above(genai_rates: Mapping[str, Any], start: int | None) -> Rates:
-    """The rates that hold just above `start` tokens, or below every tier when it is None."""
-
-    def rate(key: str) -> Decimal | None:
-        value = genai_rates.get(key)
-        if value is None or isinstance(value, Decimal):
-            return value
-        current: Decimal = value.base
-        for tier in value.tiers:  # sorted by genai-prices
-            if start is not None and tier.start <= start:
-                current = tier.price
-        return current
-
-    return Rates(
-        input=rate("input_mtok") or Decimal(),
-        output=rate("output_mtok") or Decimal(),
-        cache_read=rate("cache_read_mtok"),
-        cache_write=rate("cache_write_mtok"),
-        cache_write_1h=rate("cache_write_1h_mtok"),
-    )

@@ -10,7 +10,7 @@ Layer: providers; pure functions of neutral values.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
@@ -137,11 +137,17 @@ def priced(
     *,
     output_tokens: int | None,
     cache_writes: CacheWrites,
+    service_tiers: Iterable[str] = (),
     thinking_tokens: int = 0,
 ) -> WorstCase:
-    """The worst case of that many tokens at most, of which thinking may take `thinking_tokens` first."""
+    """The worst case of that many tokens at most, of which thinking may take `thinking_tokens` first.
+
+    `cache_writes` and `service_tiers` as in `Price.worst_rates`.
+    """
     useful = thinking_tokens + USEFUL_TOKENS
-    rates = None if price is None else price.worst_rates(input_tokens, cache_writes=cache_writes)
+    rates = None
+    if price is not None:
+        rates = price.worst_rates(input_tokens, cache_writes=cache_writes, service_tiers=service_tiers)
     return WorstCase(
         input_tokens=input_tokens,
         output_tokens=output_tokens,

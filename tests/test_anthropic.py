@@ -32,7 +32,8 @@ from palaver.providers import (
     ToolUse,
     Usage,
 )
-from palaver.providers.anthropic_wire import from_wire, to_wire, usage_from_wire
+from palaver.providers.anthropic_cost import usage_from_wire
+from palaver.providers.anthropic_wire import from_wire, to_wire
 
 PNG = Image(media_type="image/png", data=b"png")
 BASH = ToolSpec(name="bash", description="Runs it", input_schema={"type": "object", "properties": {}})

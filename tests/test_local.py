@@ -33,7 +33,8 @@ from palaver.providers.local import Local
 from palaver.providers.local_server import Folder
 from palaver.providers.messages import Message
 from palaver.providers.openai import OpenAI
-from palaver.providers.provider import Provider, Request
+from palaver.providers.provider import Provider, Request, ToolSpec
+from palaver.providers.worst_case import CountedInput
 
 pytestmark = pytest.mark.local
 
@@ -165,6 +166,30 @@ async def test_first_request_starts_a_server_and_the_answer_is_free(folder: Path
     assert 0 < response.usage.output_tokens <= 8
     assert response.usage.cost_usd == 0
     assert_nothing_is_left(folder)
+
+
+async def test_the_worst_case_of_a_real_request_bounds_what_its_server_counts() -> None:
+    local = Local()
+    tool = ToolSpec(name="add", description="Adds", input_schema={"type": "object", "properties": {}})
+    first = Request(
+        messages=(Message.user("naïve 猫 🐈 " * 20 + "\n\t{}" * 20),),
+        system="Be brief.",
+        tools=(tool,),
+        max_tokens=8,
+    )
+    try:
+        usage = (answer := await local.generate(first)).usage
+        counted = CountedInput(1, usage.total_input_tokens, usage.output_tokens)
+        second = first.model_copy(
+            update={"messages": (*first.messages, answer.message, Message.user("And now?"))}
+        )
+        usage_2 = (await local.generate(second)).usage
+    finally:
+        await local.aclose()
+    assert usage.total_input_tokens <= local.worst_case(first).input_tokens
+    assert usage_2.total_input_tokens <= local.worst_case(second, counted).input_tokens
+    assert local.worst_case(second, counted).input_tokens < local.worst_case(second).input_tokens
+    assert max(usage.output_tokens, usage_2.output_tokens) <= 8
 
 
 async def test_the_same_server_speaks_the_wire_format_of_openai_and_of_anthropic(folder: Path) -> None:

@@ -15,6 +15,7 @@ from genai_prices.types import (
     ConditionalPrice,
     ModelInfo,
     ModelPrice,
+    PriceVariant,
     StartDateConstraint,
     TieredPrices,
     TimeOfDateConstraint,
@@ -24,7 +25,7 @@ from genai_prices.types import (
 )
 
 from palaver.providers import Price, Rates, Tier, Usage, lookup_price
-from palaver.providers.prices import price_from
+from palaver.providers.price_list import price_at, price_from
 
 MODELS = [
     ("claude-sonnet-4-5", "https://api.anthropic.com"),
@@ -51,7 +52,7 @@ USAGES = [
 ]
 
 
-def genai_cost(model: str, provider: str, usage: Usage) -> Decimal:
+def genai_cost(model: str, provider: str, usage: Usage, context: dict[str, str] | None = None) -> Decimal:
     tokens = genai_prices.Usage(
         input_tokens=usage.total_input_tokens,
         cache_read_tokens=usage.cache_read_input_tokens,
@@ -60,8 +61,10 @@ def genai_cost(model: str, provider: str, usage: Usage) -> Decimal:
         output_tokens=usage.output_tokens,
     )
     if "://" in provider:
-        return genai_prices.calc_price(tokens, model, provider_api_url=provider).total_price
-    return genai_prices.calc_price(tokens, model, provider_id=provider).total_price
+        priced = genai_prices.calc_price(tokens, model, provider_api_url=provider, price_context=context)
+    else:
+        priced = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=context)
+    return priced.total_price
 
 
 @pytest.mark.parametrize(("model", "provider"), MODELS)
@@ -70,6 +73,88 @@ def test_cost_equals_that_of_genai_prices(model: str, provider: str) -> None:
     assert price is not None
     for usage in USAGES:
         assert price.cost(usage) == genai_cost(model, provider, usage), usage
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "context"),
+    [
+        ("claude-sonnet-4-5", "anthropic", {"processing": "batch"}),
+        ("claude-opus-5-5", "https://api.anthropic.com", {"speed": "fast"}),
+        ("gpt-4.1-2025-04-14", "openai", {"service_tier": "priority"}),
+        ("gpt-5.4", "https://api.openai.com/v1", {"service_tier": "flex"}),
+        ("gpt-6.1-sol", "openai", {"service_tier": "fast"}),
+        ("gemini-2.5-pro", "google", {"processing": "batch"}),
+    ],
+)
+def test_cost_at_a_service_tier_equals_that_of_genai_prices(
+    model: str, provider: str, context: dict[str, str]
+) -> None:
+    price = lookup_price(model, provider)
+    assert price is not None
+    (tier,) = context.values()
+    served = price.served_at(tier)
+    assert served is not None
+    for usage in USAGES:
+        assert served.cost(usage) == genai_cost(model, provider, usage, context), usage
+
+
+def test_a_tier_that_is_not_listed_has_no_price_and_the_usual_one_many_names() -> None:
+    price = lookup_price("gpt-6.1-sol", "openai")
+    assert price is not None
+    assert "default" not in price.by_service_tier
+    for usual in ("", "default", "standard", "auto", "on_demand", "DEFAULT"):
+        assert price.served_at(usual) is price
+    assert price.served_at("scale") is None
+    assert Price.free().served_at("priority") is None
+
+
+def test_a_tier_that_is_not_yet_offered_has_no_price() -> None:
+    info = ModelInfo(
+        id="m",
+        match=ClauseEquals("m"),
+        prices=ModelPrice(input_mtok=Decimal(2), output_mtok=Decimal(2)),
+        price_variants=[
+            PriceVariant({"service_tier": "flex"}, ModelPrice(), StartDateConstraint(date(2999, 1, 1))),
+            # The same price as usual, but offered.
+            PriceVariant({"service_tier": "priority"}, ModelPrice()),
+            PriceVariant({"processing": "batch"}, ModelPrice(input_mtok=Decimal(1))),
+            PriceVariant({"search_type": "fast"}, ModelPrice(input_mtok=Decimal(9))),
+            PriceVariant({"speed": "fast", "processing": "batch"}, ModelPrice(input_mtok=Decimal(9))),
+        ],
+    )
+    price = price_at(info, datetime(2026, 11, 1, tzinfo=UTC))
+    assert price is not None
+    usual, batch = Price.per_million_tokens(2, 2), Price.per_million_tokens(1, 2)
+    assert price.by_service_tier == {"priority": usual, "batch": batch}
+
+
+def test_the_worst_rates_are_those_of_the_dearest_tier_that_may_be_chosen() -> None:
+    dear = Price(
+        usd_per_million_tokens=Rates(input=Decimal(4), output=Decimal(20)),
+        tiers=(
+            Tier(above_input_tokens=10, usd_per_million_tokens=Rates(input=Decimal(8), output=Decimal(30))),
+        ),
+    )
+    price = Price.per_million_tokens(2, 10).model_copy(update={"by_service_tier": {"priority": dear}})
+    assert price.worst_rates(11, cache_writes="never") == (2, 10)
+    assert price.worst_rates(10, cache_writes="never", service_tiers=["priority", "flex"]) == (4, 20)
+    assert price.worst_rates(11, cache_writes="never", service_tiers=price.by_service_tier) == (8, 30)
+
+
+def test_a_price_times_a_factor_costs_so_many_times_as_much() -> None:
+    for model, provider in MODELS:
+        price = lookup_price(model, provider)
+        assert price is not None
+        for usage in USAGES:
+            assert price.times(Decimal("1.1")).cost(usage) == price.cost(usage) * Decimal("1.1")
+    dear = price_with_flex().times(Decimal(3)).served_at("flex")
+    assert dear is not None
+    assert dear.cost(Usage(output_tokens=1_000_000)) == 9
+
+
+def price_with_flex() -> Price:
+    flex = Price.per_million_tokens(1, 3)
+    return Price.per_million_tokens(2, 6).model_copy(update={"by_service_tier": {"flex": flex}})
 
 
 def test_unknown_model_or_provider_has_no_price_rather_than_none_to_pay() -> None:
@@ -126,6 +211,7 @@ def test_price_survives_pickle_and_json() -> None:
     price = lookup_price("gemini-2.5-pro", "google")
     assert price is not None
     assert price.tiers
+    assert price.by_service_tier
     assert pickle.loads(pickle.dumps(price)) == price == Price.model_validate_json(price.model_dump_json())
 
 
@@ -183,5 +269,5 @@ def test_genai_prices_conditions_mean_what_the_lookup_relies_on() -> None:
 
 
 def test_importing_prices_does_not_import_genai_prices() -> None:
-    script = "import sys, palaver.providers.prices; sys.exit('genai_prices' in sys.modules)"
+    script = "import sys, palaver.providers.price_list; sys.exit('genai_prices' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -162,6 +162,23 @@ def test_other_servers_may_fill_their_cache_unasked() -> None:
     assert worst.input_usd == worst.input_tokens * Decimal("3.75") / 1_000_000
 
 
+def test_a_tier_that_a_server_may_choose_by_itself_counts() -> None:
+    served: Any = {name: Price.per_million_tokens(9, 90) for name in ("priority", "fast", "batch")}
+    price = PRICE.model_copy(update={"by_service_tier": served})
+    assert gpt(price=price).worst_case(ask("a")).usd_per_output_token == Decimal("0.00009")
+    assert claude(price=price).worst_case(ask("a")).usd_per_output_token == Decimal("0.00009")
+    del served["priority"]  # the others have to be asked for, at Anthropic
+    assert claude(price=price).worst_case(ask("a")).usd_per_output_token == Decimal("0.000015")
+    assert gpt(price=price).worst_case(ask("a")).usd_per_output_token == Decimal("0.00009")
+
+
+def test_a_workspace_may_keep_newer_models_in_the_us_which_costs_a_tenth_more() -> None:
+    worst = claude(model="claude-opus-5-5").worst_case(ask("hello"))
+    assert worst.input_usd == worst.input_tokens * Decimal("3.3") / 1_000_000
+    assert worst.usd_per_output_token == Decimal("0.0000165")
+    assert claude(model="claude-sonnet-4-5").worst_case(ask("a")).usd_per_output_token == Decimal("0.000015")
+
+
 def test_an_unknown_price_is_unknown_and_a_free_model_free() -> None:
     worst = OpenAI("m", base_url="http://127.0.0.1:9/v1").worst_case(ask("hello"))
     assert (worst.input_usd, worst.usd_per_output_token) == (None, None)
