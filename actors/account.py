@@ -242,7 +242,8 @@ class Account:
             account.spent += tokens
             account.responses += charge.answered
             if cost is not None:
-                account.known_cost_usd = EXACT.add(account.known_cost_usd, cost)
+                if cost:  # or a sum of nothing would have six decimals
+                    account.known_cost_usd = EXACT.add(account.known_cost_usd, cost)
                 continue
             account.unpriced += 1
             if kept is None or kept.usd is None:

@@ -20,10 +20,9 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
     """Await what a conversation answers: `await reply(convo.run.remote("..."))`.
 
     Raises what the conversation raised, as it raised it (`await ref` raises the same error with Ray's
-    traceback for its text), ConvoClosed when its process is gone, ConvoUnreachable, which is one of these, when
-    that is not known, and ConfigurationError when it could not
-    read what it was passed: an `output_type` of a module that is not there (`await ref` raises Ray's own
-    RaySystemError).
+    traceback for its text); ConvoClosed when its process is gone, ConvoUnreachable, which is one of these,
+    when nobody knows; and ConfigurationError when it could not read what it was passed: an `output_type` of a
+    module that is not there (`await ref` raises Ray's own RaySystemError).
     """
     try:
         return await ref
