@@ -28,6 +28,7 @@ from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Activity, Branch
 from palaver.actors.listener import Listener
 from palaver.actors.options import AnyTool, SubConvoOptions, check_options, check_price, packed_tools
+from palaver.actors.rate_gate import GateClient
 from palaver.actors.relatives import Ancestors, Remote
 from palaver.actors.remote_methods import remote_run, remotely
 from palaver.actors.report import CancelReport, StoppedCall
@@ -39,6 +40,7 @@ from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Provider, Response
+from palaver.providers.rate_limits import TakesGate
 from palaver.tools.limits import ToolLimits
 from palaver.tools.task import AnyPacked, RayToolset
 from palaver.tools.workspace import Workspace
@@ -88,6 +90,10 @@ class ConvoActor:
             messages=messages,
             listener=listener,
         )
+        self._gate: GateClient | None = None
+        if isinstance(provider, TakesGate):
+            self._gate = GateClient(id, (*self._ancestors.lineage, id)[0], self._handle)
+            provider.through(self._gate)
         if ancestors is None:
             context = cast("Any", ray.get_runtime_context())
             self._treasury.introduce(id, Remote(id, self._handle), context.get_node_id())
@@ -403,7 +409,12 @@ class ConvoActor:
         weakening.add_done_callback(self._weakening.discard)
         return handle
 
-    # Called by sub-conversations
+    # Called by sub-conversations, and by the rate gate
+
+    @remotely
+    async def is_sending(self, ticket: str) -> bool:
+        """Whether a request of this conversation is at the rate gate, or under way, with that ticket."""
+        return self._gate is not None and ticket in self._gate.sending
 
     @remotely
     async def own_handle(self) -> ConvoHandle:

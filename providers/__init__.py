@@ -37,6 +37,7 @@ from palaver.providers.provider import (
     ToolChoice,
     ToolSpec,
 )
+from palaver.providers.rate_limits import RateLimits
 from palaver.providers.retry import RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
 from palaver.providers.usage import Usage
@@ -70,6 +71,7 @@ __all__ = [
     "ProviderError",
     "QuotaExhausted",
     "RateLimited",
+    "RateLimits",
     "Rates",
     "Reply",
     "Request",

@@ -17,6 +17,7 @@ from palaver.providers.keys import find_key
 from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import CacheWrites, Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
+from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
@@ -55,7 +56,9 @@ class Anthropic:
     the provider. `max_tokens` bounds each answer where the request names no bound; None takes 16,384,
     or the model's own limit where that is lower. `price` None looks the list price up (about a second
     in the first provider of a process); it stays None, and every cost with it, when the price is
-    unknown. `timeout_s` bounds one try from its first byte to its last.
+    unknown. `timeout_s` bounds one try from its first byte to its last. `rate_limits` are those of the key,
+    kept by all conversations of a cluster together; what is not given is learned, and None lets each send
+    as it likes.
 
     `thinking` is "adaptive" (the model decides), a budget in tokens (1,024 or more, less than
     `max_tokens`), or "disabled"; None leaves it to the model. Which of them a model takes is for the
@@ -77,6 +80,7 @@ class Anthropic:
         price: Price | None = None,
         retry: RetryPolicy | None = None,
         timeout_s: float = 600.0,
+        rate_limits: RateLimits | None = RateLimits(),
         headers: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -94,6 +98,7 @@ class Anthropic:
             headers={"anthropic-version": _API_VERSION, **(headers or {})},
             retry=retry or RetryPolicy(),
             timeout_s=timeout_s,
+            rate_limits=rate_limits,
             clock=clock,
             transport=transport,
         )
@@ -165,6 +170,10 @@ class Anthropic:
         started_at = self._clock.now()
         response = await self._endpoint.post("v1/messages", body, read, retry_charged=request.retry_charged)
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
+
+    def through(self, gate: Gate | None) -> None:
+        """Send through a gate, unless `rate_limits` is None; see `TakesGate`."""
+        self._endpoint.through(gate)
 
     async def aclose(self) -> None:
         """Close the connections. Harmless when called twice."""

@@ -18,6 +18,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -26,7 +27,9 @@ from palaver.providers.errors import (
     BadRequest,
     BadResponse,
     ConfigurationError,
+    Overloaded,
     ProviderError,
+    RateLimited,
     TransportFailed,
 )
 from palaver.providers.http_errors import (
@@ -37,7 +40,9 @@ from palaver.providers.http_errors import (
     error_object_in,
 )
 from palaver.providers.provider import Response
+from palaver.providers.rate_limits import Gate, Lane, Outcome, RateLimits, Told
 from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.retry_hints import used_up_s
 from palaver.providers.untyped import object_in
 from palaver.providers.usage import Usage
 
@@ -54,6 +59,11 @@ _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Never through the proxy that HTTP_PROXY names, which reaches another machine's loopback."""
 
 _CONNECT_TIMEOUT_S = 10.0
+
+_BYTES_PER_TOKEN = 4
+_USUAL_OUTPUT_TOKENS = 1_000
+"""What a request is taken for in a limit of tokens a minute, until its answer tells: English text, and an
+answer of which nothing is known."""
 
 
 class Endpoint:
@@ -72,6 +82,7 @@ class Endpoint:
         headers: Mapping[str, str] | None = None,
         retry: RetryPolicy,
         timeout_s: float,
+        rate_limits: RateLimits | None = None,
         clock: Clock | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -92,6 +103,16 @@ class Endpoint:
         self._clock = clock or Clock()
         self._transport = transport
         self._clients = _no_clients()
+        self._gate: Gate | None = None
+        self._lane = None if rate_limits is None else Lane(self._lane_name(), rate_limits)
+
+    def through(self, gate: Gate | None) -> None:
+        """Send through a gate from now on, if there are rate limits; None sends without."""
+        self._gate = None if self._lane is None else gate
+
+    def _lane_name(self) -> str:
+        key = "" if self.peer.key is None else self.peer.key.reveal()
+        return f"{self.peer.provider} {self.host} {self.peer.model} {sha256(key.encode()).hexdigest()[:12]}"
 
     @property
     def host(self) -> str:
@@ -117,14 +138,24 @@ class Endpoint:
 
         content = self._encoded(body)
         began_s = self._clock.monotonic_s()
+        in_line_s = 0.0
         attempts = 0
         charged: list[Usage] = []
+        sending = _Sending(self._gate, self._lane, _tokens_at_most(body, content), self._retry.max_wait_s)
 
         async def attempt() -> Response:
-            nonlocal attempts
-            attempts += 1
+            nonlocal attempts, in_line_s
+            entered_s = self._clock.monotonic_s()
+            async with sending:
+                in_line_s += self._clock.monotonic_s() - entered_s
+                attempts += 1
+                return await charging_attempt()
+
+        async def charging_attempt() -> Response:
             try:
-                return await self._attempt(path, content, read)
+                response = await self._attempt(path, content, read, sending)
+                sending.answered(response.usage)
+                return response
             except ProviderError as error:
                 if error.usage is not None:
                     charged.append(error.usage)
@@ -137,13 +168,19 @@ class Endpoint:
             return isinstance(error, ProviderError) and error.retryable and affordable
 
         def must_stop(state: RetryCallState) -> bool:
-            next_s = self._clock.monotonic_s() - began_s + state.upcoming_sleep
+            # Time in the line is no time of trying.
+            next_s = self._clock.monotonic_s() - began_s - in_line_s + state.upcoming_sleep
             return attempts >= self._retry.max_attempts or next_s > self._retry.max_total_s
+
+        def wait_s(state: RetryCallState) -> float:
+            if self._gate is not None and isinstance(_failure(state), RateLimited | Overloaded):
+                return 0.0  # the gate holds it, and all others
+            return self._retry.wait_s(attempts, _asked_s(state), self._clock.jitter())
 
         retrying = AsyncRetrying(
             sleep=self._clock.sleep,
             retry=retry_if_exception(may_retry),
-            wait=lambda state: self._retry.wait_s(attempts, _asked_s(state), self._clock.jitter()),
+            wait=wait_s,
             stop=must_stop,
             before_sleep=lambda state: _log.info(
                 "attempt %d failed, next in %.1f s: %s", attempts, state.upcoming_sleep, _failure(state)
@@ -174,9 +211,14 @@ class Endpoint:
             await client.aclose()
 
     async def _attempt(
-        self, path: str, content: bytes, read: Callable[[dict[str, Any]], Response]
+        self,
+        path: str,
+        content: bytes,
+        read: Callable[[dict[str, Any]], Response],
+        sending: _Sending,
     ) -> Response:
         status, headers, raw = await self._exchange(path, content)
+        sending.hold_s = used_up_s(headers, self._clock.now()) or 0.0
         text = raw.decode(errors="replace")
         if not 200 <= status < 300:
             raise error_from_status(status, headers, text, self.peer, self._clock.now())
@@ -294,7 +336,7 @@ class Endpoint:
         return client
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_clients": None}
+        return {**self.__dict__, "_clients": None, "_gate": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -302,6 +344,55 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.host!r})"
+
+
+class _Sending:
+    """The tries of one request at the gate, if there is one; each tells how it ended."""
+
+    def __init__(self, gate: Gate | None, lane: Lane | None, tokens: int, longest_hold_s: float) -> None:
+        self._gate = gate
+        self._lane = lane
+        self._tokens = tokens
+        self._longest_hold_s = longest_hold_s
+        self._ticket: str | None = None
+        self._was_refused = False
+        self._used: int | None = None
+        self.hold_s = 0.0
+        """How long the answer's headers say that nobody should ask again."""
+
+    def answered(self, usage: Usage) -> None:
+        """The try was answered, and used so much."""
+        self._used = usage.total_input_tokens + usage.output_tokens or None
+
+    async def __aenter__(self) -> None:
+        self._used, self.hold_s = None, 0.0
+        if self._gate is not None and self._lane is not None:
+            self._ticket = await self._gate.enter(self._lane, self._tokens, again=self._was_refused)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if self._gate is None or self._ticket is None:
+            return
+        asked_s = self.hold_s
+        match error:
+            case None:
+                outcome = Outcome.ANSWERED
+            case RateLimited():
+                outcome = Outcome.REFUSED
+            case Overloaded():
+                outcome = Outcome.OVERLOADED
+            case _:
+                outcome = Outcome.FAILED
+        if isinstance(error, RateLimited | Overloaded):
+            asked_s = max(asked_s, error.retry_after_s or 0.0)
+        self._was_refused = outcome in (Outcome.REFUSED, Outcome.OVERLOADED)
+        ticket, self._ticket = self._ticket, None
+        self._gate.leave(ticket, Told(outcome, min(asked_s, self._longest_hold_s), self._used))
+
+
+def _tokens_at_most(body: Mapping[str, Any], content: bytes) -> int:
+    """About how many tokens a request counts as before it is answered: a limit a minute counts them then."""
+    output = body.get("max_tokens") or body.get("max_completion_tokens") or _USUAL_OUTPUT_TOKENS
+    return len(content) // _BYTES_PER_TOKEN + int(output)
 
 
 def load_httpx() -> None:

@@ -25,6 +25,7 @@ from palaver.providers.profiles import (
     service_at,
 )
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
+from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
@@ -50,6 +51,8 @@ class OpenAI:
     none, except "none" beside tools to the OpenAI models that need it. `price` None looks the list price
     up (about a second in the first provider of a process); it stays None when the price is unknown, and
     then so is every cost that the server does not tell itself. `timeout_s` bounds one try as a whole.
+    `rate_limits` are those of the key, kept by all conversations of a cluster together; what is not given
+    is learned, and None lets each send as it likes.
 
     Raises MissingKey when the key's variable is not set, ConfigurationError for a wrong base URL.
     """
@@ -68,6 +71,7 @@ class OpenAI:
         price: Price | None = None,
         retry: RetryPolicy | None = None,
         timeout_s: float = 600.0,
+        rate_limits: RateLimits | None = RateLimits(),
         headers: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -87,6 +91,7 @@ class OpenAI:
             headers=headers,
             retry=retry or RetryPolicy(),
             timeout_s=timeout_s,
+            rate_limits=rate_limits,
             clock=clock,
             transport=transport,
         )
@@ -159,6 +164,10 @@ class OpenAI:
         )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
+    def through(self, gate: Gate | None) -> None:
+        """Send through a gate, unless `rate_limits` is None; see `TakesGate`."""
+        self._endpoint.through(gate)
+
     async def aclose(self) -> None:
         """Close the connections. Harmless when called twice."""
         await self._endpoint.aclose()
@@ -178,10 +187,14 @@ class OpenAI:
 
 
 class LlamaCPP(OpenAI):
-    """llama.cpp's own server on this machine: no key, no price. Start it with `llama-server --jinja`."""
+    """llama.cpp's own server on this machine: no key, no price, no rate limits.
+
+    Start it with `llama-server --jinja`.
+    """
 
     def __init__(self, model: str = "llama.cpp", *, base_url: str = LLAMA_CPP_URL, **options: Any) -> None:
         options.setdefault("price", Price.free())
+        options.setdefault("rate_limits", None)
         if options.get("profile") is None:
             options["profile"] = llama_cpp_profile(base_url, model)
         super().__init__(model, base_url=base_url, **options)

@@ -41,12 +41,26 @@ def retry_after_s(headers: Mapping[str, str], body: str, now: datetime) -> float
     for pattern in _IN_BODY:
         if found := pattern.search(body):
             return duration_s(found[1])
-    resets = [
+    return used_up_s(headers, now)
+
+
+def used_up_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds until a rate limit that is used up has room again; None when none is.
+
+    Of OpenAI and its likes (`x-ratelimit-reset-requests: 6s`) and of Anthropic
+    (`anthropic-ratelimit-requests-reset`, an RFC 3339 date against `now`).
+    """
+    found = [
         duration_s(headers.get(f"x-ratelimit-reset-{kind}", ""))
         for kind in ("requests", "tokens")
         if headers.get(f"x-ratelimit-remaining-{kind}") == "0"
     ]
-    return max((seconds for seconds in resets if seconds is not None), default=None)
+    found += [
+        _until_moment(headers.get(f"anthropic-ratelimit-{kind}-reset", ""), now)
+        for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+        if headers.get(f"anthropic-ratelimit-{kind}-remaining") == "0"
+    ]
+    return max((seconds for seconds in found if seconds is not None), default=None)
 
 
 def duration_s(text: str) -> float | None:
@@ -63,6 +77,14 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return max(value, 0.0) if math.isfinite(value) else None
+
+
+def _until_moment(text: str, now: datetime) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else max((moment - now).total_seconds(), 0.0)
 
 
 def _until_date(text: str, now: datetime) -> float | None:

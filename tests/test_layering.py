@@ -23,6 +23,7 @@ MAY_IMPORT_RAY = frozenset(
         "tools/mcp_servers.py",  # the actors that hold the MCP servers of a conversation
         "actors/cluster.py",  # starts and joins Ray
         "actors/convo.py",  # the actor around a conversation
+        "actors/rate_gate.py",  # the actor that all requests of a key go through
         "actors/relatives.py",  # parents and children that are actors
         "actors/remote_methods.py",  # the types of what an actor's methods give
         "actors/remote_treasury.py",  # the money of a tree whose root is another actor
