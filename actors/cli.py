@@ -50,6 +50,14 @@ ModelPrice = Annotated[
         metavar="INPUT/OUTPUT",
     ),
 ]
+RequestsPerMinute = Annotated[
+    float | None,
+    typer.Option(help="What the key may send. Default: learned from refusals; needs --model.", metavar="N"),
+]
+TokensPerMinute = Annotated[
+    float | None,
+    typer.Option(help="What the key may send. Default: learned from refusals; needs --model.", metavar="N"),
+]
 System = Annotated[str, typer.Option(help="The system prompt.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of one answer.", metavar="N")]
 MaxDollars = Annotated[str | None, typer.Option(help="USD for all of it together.", metavar="USD")]
@@ -177,6 +185,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     model: Model = None,
     base_url: BaseUrl = None,
     price: ModelPrice = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
@@ -216,6 +226,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         model=model,
         base_url=base_url,
         price=price,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
         tools=tools or (),
         mcp=mcp or (),
         max_dollars=max_dollars,
@@ -248,6 +260,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     model: Model = None,
     base_url: BaseUrl = None,
     price: ModelPrice = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
     system: System = "",
     tools: Tools = None,
     yes: Yes = False,
@@ -270,6 +284,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         model=model,
         base_url=base_url,
         price=price,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
         tools=tools or (),
         mcp=mcp or (),
         max_dollars=max_dollars,

@@ -5,6 +5,7 @@ Layer: actors, command line; no Ray.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import tempfile
@@ -24,6 +25,7 @@ from palaver.actors.tool_names import load_mcp, load_tools
 from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
 from palaver.providers.prices import Price
 from palaver.providers.provider import Provider
+from palaver.providers.rate_limits import RateLimits
 from palaver.tools.limits import ToolLimits
 from palaver.tools.mcp import McpTool
 from palaver.tools.tool import Tool, check_names
@@ -64,6 +66,8 @@ def setup(
     workspace: str | None,
     tool_timeout_s: float | None,
     price: str | None = None,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
 ) -> Setup:
     """All of it, checked. Raises ConfigurationError."""
     _check_text("--system", system_prompt)
@@ -86,7 +90,12 @@ def setup(
     loaded = (*load_tools(tools), *load_mcp(mcp))
     check_names(loaded)
     folder = choose_workspace(workspace, loaded)
-    provider, notes = choose_model(model, base_url, None if price is None else model_price(price))
+    provider, notes = choose_model(
+        model,
+        base_url,
+        None if price is None else model_price(price),
+        rate_limits(requests_per_minute, tokens_per_minute),
+    )
     check_price(provider, limits)
     if folder is not None:
         notes = (*notes, f"workspace: {printable(folder)}")
@@ -105,15 +114,22 @@ def setup(
 
 
 def choose_model(
-    name: str | None, base_url: str | None, price: Price | None = None
+    name: str | None,
+    base_url: str | None,
+    price: Price | None = None,
+    rate_limits: RateLimits | None = None,
 ) -> tuple[Provider, tuple[str, ...]]:
     """The provider, and what the person should know about the choice. Raises ConfigurationError."""
     from palaver.providers import models  # knows every adapter
 
+    options: dict[str, Any] = {}
     if price is not None:
         _check_priced(name)
+        options["price"] = price
+    if rate_limits is not None:
+        _check_limited(name)
+        options["rate_limits"] = rate_limits
     if name is not None:
-        options: dict[str, Any] = {} if price is None else {"price": price}
         try:
             provider = models.provider_for(name, base_url=base_url, **options)
         except (MissingKey, UnknownModel) as error:
@@ -147,6 +163,26 @@ def _check_priced(name: str | None) -> None:
         raise ConfigurationError(
             f"--price goes to models that are charged by the token, and {name!r} is free; leave it out"
         )
+
+
+def _check_limited(name: str | None) -> None:
+    options = "--requests-per-minute and --tokens-per-minute"
+    if name is None:
+        raise ConfigurationError(f"{options} need --model: whose limits they are")
+    if name.partition(":")[0] in ("scripted", "local"):
+        raise ConfigurationError(f"{options} go to models of a service, and {name!r} is none; leave them out")
+
+
+def rate_limits(requests_per_minute: float | None, tokens_per_minute: float | None) -> RateLimits | None:
+    """The limits of the model's key; None when none is given. Raises ConfigurationError."""
+    given = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    for name, limit in given.items():
+        if limit is not None and not 0 < limit < math.inf:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} is {limit:g}; use a number above 0, or leave it out"
+            )
+    known = {name: limit for name, limit in given.items() if limit is not None}
+    return RateLimits(**known) if known else None
 
 
 def model_price(text: str) -> Price:

@@ -20,17 +20,20 @@ from dataclasses import dataclass
 
 from palaver.providers.rate_limits import Outcome, RateLimits, Told
 
-FIRST_AT_ONCE = 4.0
-"""Requests at once before anything is known; doubled with each round of answers until the first refusal."""
+FIRST_AT_ONCE = 2.0
+"""Requests at once before anything is known; doubled with each round that is accepted, until one is refused."""
+
+ACCEPTED_AFTER_S = 1.0
+"""A request that is not refused by then is taken to be accepted, though its answer may take minutes."""
 
 CUT_AT_ONCE = 0.9
 """What a refusal leaves of the requests at once. One is added with each round of answers."""
 
-CUTS = ((0.85, 6.0), (0.97, 120.0))
+CUTS = ((0.8, 6.0), (0.95, 120.0))
 """What the first, second, ... refusal leaves of what was allowed, and in how many seconds that is back: wide
 steps while little is known, small ones from then on."""
 
-DEEPER = 0.96
+DEEPER = 0.93
 """Who is refused before what was refused is allowed again takes that as refused."""
 
 ELSEWHERE = 1.3
@@ -54,6 +57,7 @@ class Place:
     tokens: int
     arrived_s: float = 0.0
     sent_s: float = 0.0
+    is_accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,12 @@ class RateBucket:
 
     def wakes_s(self) -> float | None:
         """When somebody may go next, if nothing ends before; None: not before something ends."""
-        return self._free_s() if self.waiting and len(self._under_way) < self.at_once else None
+        if not self.waiting:
+            return None
+        if len(self._under_way) < self.at_once:
+            return self._free_s()
+        unsure = [place.sent_s for place in self._under_way.values() if not place.is_accepted]
+        return min(unsure) + ACCEPTED_AFTER_S if unsure else None
 
     def give_up(self, ticket: str) -> None:
         """Leave the line, or what is under way without having told anything."""
@@ -257,8 +266,7 @@ class RateBucket:
         match told.outcome:
             case Outcome.ANSWERED:
                 self._refusals_in_a_row = 0
-                if self._doubling or len(self._under_way) + 1 >= self.at_once:
-                    self._at_once += 1 if self._doubling else 1 / self._at_once
+                self._accept(place, len(self._under_way) + 1)
             case Outcome.REFUSED | Outcome.OVERLOADED:
                 self._refuse(place, now_s)
             case Outcome.FAILED:
@@ -303,3 +311,12 @@ class RateBucket:
             return
         if self._rate is not None and len(self._under_way) < self.at_once:
             self._rate.grown_s += passed_s
+        for place in self._under_way.values():
+            if not place.is_accepted and place.sent_s <= now_s - ACCEPTED_AFTER_S:
+                self._accept(place, len(self._under_way))
+
+    def _accept(self, place: Place, at_once: int) -> None:
+        """Allow more at once, of which so many were, by what was accepted: as much again, or one a round."""
+        if not place.is_accepted and (self._doubling or at_once >= self.at_once):
+            self._at_once += 1 if self._doubling else 1 / self._at_once
+        place.is_accepted = True

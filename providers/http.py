@@ -106,6 +106,11 @@ class Endpoint:
         self._gate: Gate | None = None
         self._lane = None if rate_limits is None else Lane(self._lane_name(), rate_limits)
 
+    @property
+    def rate_limits(self) -> RateLimits | None:
+        """What is known of the limits; None when none are kept."""
+        return None if self._lane is None else self._lane.limits
+
     def through(self, gate: Gate | None) -> None:
         """Send through a gate from now on, if there are rate limits; None sends without."""
         self._gate = None if self._lane is None else gate

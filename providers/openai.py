@@ -164,6 +164,11 @@ class OpenAI:
         )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
+    @property
+    def rate_limits(self) -> RateLimits | None:
+        """What is known of the limits of its key; None when it keeps none."""
+        return self._endpoint.rate_limits
+
     def through(self, gate: Gate | None) -> None:
         """Send through a gate, unless `rate_limits` is None; see `TakesGate`."""
         self._endpoint.through(gate)

@@ -19,7 +19,7 @@ from palaver.actors import Convo, reply
 from palaver.actors.cluster import Cluster
 from palaver.actors.errors import ConvoClosed
 from palaver.actors.rate_bucket import Learned
-from palaver.actors.rate_gate import GateClient, RateGate, gate_actor
+from palaver.actors.rate_gate import RateGate, gate_actor
 from palaver.providers import OpenAI, Price, RateLimits
 from palaver.providers.rate_limits import Lane, Outcome, Told
 
@@ -261,11 +261,3 @@ async def test_a_wait_at_the_gate_is_cancelled_at_once(ray_cluster: Cluster) -> 
         finally:
             await reply(convo.close.remote())
 
-
-def test_a_client_names_no_key() -> None:
-    provider = OpenAI("m", base_url="http://localhost:1/v1", api_key="sk-secret-0123456789")
-    lane = provider._endpoint._lane
-    assert lane is not None
-    assert "secret" not in repr(lane)
-    assert lane.name.startswith("localhost:1 localhost:1 m ")
-    assert GateClient.__name__
