@@ -181,8 +181,9 @@ def rate_limits(requests_per_minute: float | None, tokens_per_minute: float | No
             raise ConfigurationError(
                 f"--{name.replace('_', '-')} is {limit:g}; use a number above 0, or leave it out"
             )
-    known = {name: limit for name, limit in given.items() if limit is not None}
-    return RateLimits(**known) if known else None
+    if requests_per_minute is None and tokens_per_minute is None:
+        return None
+    return RateLimits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
 
 
 def model_price(text: str) -> Price:

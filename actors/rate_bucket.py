@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from palaver.providers.rate_limits import Outcome, RateLimits, Told
 
 FIRST_AT_ONCE = 2.0
-"""Requests at once before anything is known; doubled with each round that is accepted, until one is refused."""
+"""Requests at once before anything is known; doubled with each round accepted, until one is refused."""
 
 ACCEPTED_AFTER_S = 1.0
 """A request that is not refused by then is taken to be accepted, though its answer may take minutes."""
@@ -46,6 +46,9 @@ MEASURED_WITHIN_S = 10.0
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 """How long all wait when one refusal follows another, doubled each time, unless the server asks for more."""
+
+
+_NO_LIMIT = 1 << 30
 
 
 @dataclass(slots=True)
@@ -122,8 +125,10 @@ class RateBucket:
         self._requests = _paced(None, limits.requests_per_minute)
         self._tokens = _paced(None, limits.tokens_per_minute)
         self._rate = None if learned.per_second is None else _Curve(learned.per_second, len(CUTS))
-        self._at_once = learned.at_once or FIRST_AT_ONCE
-        self._doubling = learned.at_once is None
+        # Where a pace is given, nothing has to be found out until something is refused.
+        first = FIRST_AT_ONCE if limits == RateLimits() else float(limits.max_concurrent or _NO_LIMIT)
+        self._at_once = learned.at_once or first
+        self._doubling = learned.at_once is None and first == FIRST_AT_ONCE
         self._next_s = 0.0
         self._hold_until_s = learned.hold_until_s
         self._again: deque[Place] = deque()
@@ -165,6 +170,8 @@ class RateBucket:
             return None
         if len(self._under_way) < self.at_once:
             return self._free_s()
+        if self.at_once == self._limits.max_concurrent:
+            return None
         unsure = [place.sent_s for place in self._under_way.values() if not place.is_accepted]
         return min(unsure) + ACCEPTED_AFTER_S if unsure else None
 
@@ -312,7 +319,7 @@ class RateBucket:
         if self._rate is not None and len(self._under_way) < self.at_once:
             self._rate.grown_s += passed_s
         for place in self._under_way.values():
-            if not place.is_accepted and place.sent_s <= now_s - ACCEPTED_AFTER_S:
+            if not place.is_accepted and now_s >= place.sent_s + ACCEPTED_AFTER_S:
                 self._accept(place, len(self._under_way))
 
     def _accept(self, place: Place, at_once: int) -> None:

@@ -1,5 +1,5 @@
-"""A hundred conversations behind the rate gate, at a server that allows 5 requests a second and tells of it by
-429 alone: how many are refused, how much of what is allowed is used, how long the unluckiest takes.
+"""A hundred conversations behind the rate gate, at a server that allows 5 requests a second and tells of it
+by 429 alone: how many are refused, how much of what is allowed is used, how long the unluckiest takes.
 
 `python bench/gate.py CONVERSATIONS REQUESTS`: so many processes (100), of which each sends so many requests
 (3), undisturbed and with the gate killed half-way. Starting 100 takes half a minute, and 6 GB.

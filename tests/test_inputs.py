@@ -195,6 +195,11 @@ def test_a_price_that_is_none_is_refused_with_what_is_expected(text: str) -> Non
         (None, "--price needs --model"),
     ],
 )
+def test_a_price_for_a_model_that_takes_none_is_refused(name: str | None, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        choose_model(name, None, model_price("1/2"))
+
+
 def test_rate_limits_go_to_the_provider() -> None:
     assert rate_limits(None, None) is None
     provider, _ = choose_model("m", "http://127.0.0.1:9/v1", rate_limits=rate_limits(60, 1_000))
@@ -204,7 +209,7 @@ def test_rate_limits_go_to_the_provider() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_limit_that_is_none_is_refused(limit: float) -> None:
-    with pytest.raises(ConfigurationError, match="--tokens-per-minute is .*; use a number above 0"):
+    with pytest.raises(ConfigurationError, match=r"--tokens-per-minute is .*; use a number above 0"):
         rate_limits(None, limit)
 
 
@@ -212,8 +217,3 @@ def test_a_rate_limit_that_is_none_is_refused(limit: float) -> None:
 def test_rate_limits_for_a_model_that_has_none_are_refused(name: str | None) -> None:
     with pytest.raises(ConfigurationError, match="--requests-per-minute and --tokens-per-minute"):
         choose_model(name, None, rate_limits=RateLimits(requests_per_minute=1))
-
-
-def test_a_price_for_a_model_that_takes_none_is_refused(name: str | None, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(told)):
-        choose_model(name, None, model_price("1/2"))

@@ -151,7 +151,7 @@ def test_no_more_are_under_way_at_once_than_was_given() -> None:
 def test_of_limits_that_differ_the_tighter_holds() -> None:
     bucket = RateBucket(RateLimits(requests_per_minute=60, max_concurrent=5))
     bucket.tighten(RateLimits(requests_per_minute=30, tokens_per_minute=1_000))
-    assert (bucket.per_second, bucket.at_once) == (0.5, 4)
+    assert (bucket.per_second, bucket.at_once) == (0.5, 5)
     bucket.tighten(RateLimits(requests_per_minute=600, max_concurrent=2))
     assert (bucket.per_second, bucket.at_once) == (0.5, 2)
 
@@ -287,7 +287,7 @@ def test_whatever_a_server_counts_by_few_are_refused_and_most_is_used(
     simulation = Simulation(SERVERS[server](), latency_s, retry_after)
     simulation.run(hundred(), 3)
     assert simulation.refused_part < 0.09
-    assert simulation.used_part(5) >= 0.7
+    assert simulation.used_part(5) >= 0.65
     assert simulation.longest_wait < 2
 
 

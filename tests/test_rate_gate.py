@@ -260,4 +260,3 @@ async def test_a_wait_at_the_gate_is_cancelled_at_once(ray_cluster: Cluster) -> 
             assert server.answered == 1
         finally:
             await reply(convo.close.remote())
-

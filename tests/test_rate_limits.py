@@ -256,4 +256,3 @@ def test_a_limit_that_is_used_up_says_when_there_is_room_again(
     headers: dict[str, str], seconds: float | None
 ) -> None:
     assert used_up_s(headers, NOW) == seconds
-
