@@ -14,6 +14,7 @@ Layer: actors, core; no Ray, and no clock: each call says what time it is, in se
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ ELSEWHERE = 1.3
 """Who got that much more than was refused before has found another limit."""
 
 MEASURED_WITHIN_S = 10.0
-"""What was accepted in this time, and no less than in a second, is what a server accepts."""
+MEASURED_FROM_S = 3.0
+ABOVE_ACCEPTED = 1.1
+"""What was accepted in these seconds tells what a server accepts: not much more than that."""
 
 
 FIRST_BACKOFF_S = 0.5
@@ -86,13 +89,14 @@ class _Curve:
         part = self.grown_s / self._back_s - 1
         return self.refused_at * (1 + (1 - self._left if part < 0 else 1) * part**3)
 
-    def cut(self, *, again_at_once: bool) -> _Curve:
+    def cut(self, *, again_at_once: bool, at_most: float) -> _Curve:
         """The curve after another refusal; wide steps again where the limit is another than it was."""
-        if again_at_once or self.allowed > ELSEWHERE * self.refused_at:
-            return _Curve(self.allowed, 1)
+        refused_at = min(self.allowed, at_most)
+        if again_at_once or refused_at > ELSEWHERE * self.refused_at:
+            return _Curve(refused_at, 1)
         if self.grown_s < self._back_s:
-            return _Curve(DEEPER * self.allowed, self.cuts)  # the limit is lower than it seemed
-        return _Curve(self.allowed, self.cuts + 1)
+            return _Curve(DEEPER * refused_at, self.cuts)  # the limit is lower than it seemed
+        return _Curve(refused_at, self.cuts + 1)
 
 
 class _Pace:
@@ -135,7 +139,7 @@ class RateBucket:
         self._lines: OrderedDict[str, deque[Place]] = OrderedDict()
         self._under_way: dict[str, Place] = {}
         self._accepted: deque[float] = deque()
-        self._cut_s = float("-inf")
+        self._cut_s = self._resumed_s = float("-inf")
         self._began_s: float | None = None
         self._seen_s = 0.0
         self._refusals_in_a_row = 0
@@ -292,18 +296,20 @@ class RateBucket:
         if self._doubling or at_once >= self.at_once:
             self._at_once = max(1.0, CUT_AT_ONCE * min(at_once, self._at_once))
             self._doubling = False
+        since_s = max(now_s - MEASURED_WITHIN_S, self._cut_s, self._resumed_s, self._began_s or 0.0)
+        accepted = sum(sent_s >= since_s for sent_s in self._accepted)
         if self._rate is None:
-            self._rate = _Curve(self._accepted_per_second(now_s), 1)
+            self._rate = _Curve(max(accepted, 1) / max(now_s - since_s, 1.0), 1)
         else:
-            self._rate = self._rate.cut(again_at_once=now_s - self._cut_s < 1)
+            # What a server had saved up for us lets a rate seem possible that is not. But what was accepted
+            # tells little of a rate that has just doubled.
+            measured_s = now_s - since_s
+            per_second = accepted / measured_s if measured_s >= MEASURED_FROM_S else 0.0
+            at_most = ABOVE_ACCEPTED * per_second if per_second >= self._rate.allowed / 2 else math.inf
+            self._rate = self._rate.cut(again_at_once=now_s - self._cut_s < 1, at_most=at_most)
         self._next_s = max(self._next_s, now_s + 1 / self._rate.allowed)
         self._cut_s = now_s
-
-    def _accepted_per_second(self, now_s: float) -> float:
-        """What was sent and not refused, since the last cut or for as long as is measured."""
-        since_s = max(now_s - MEASURED_WITHIN_S, self._cut_s, self._began_s or 0.0)
-        sent = sum(sent_s > since_s or self._cut_s < 0 for sent_s in self._accepted if sent_s >= since_s)
-        return max(sent, 1) / max(now_s - since_s, 1.0)
+        self._resumed_s = max(now_s, self._hold_until_s)
 
     def _grow(self, now_s: float) -> None:
         """Allow more by the time since the last look, if all that is allowed is used."""
