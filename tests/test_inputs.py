@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from palaver.actors.budget import Budget
 from palaver.actors.inputs import (
     Setup,
+    budget,
     choose_model,
     choose_workspace,
     limits_of_tools,
@@ -217,3 +219,26 @@ def test_a_rate_limit_that_is_none_is_refused(limit: float) -> None:
 def test_rate_limits_for_a_model_that_has_none_are_refused(name: str | None) -> None:
     with pytest.raises(ConfigurationError, match="--requests-per-minute and --tokens-per-minute"):
         choose_model(name, None, rate_limits=RateLimits(requests_per_minute=1))
+
+
+def test_all_limits_of_a_budget_can_be_given() -> None:
+    limits = budget(
+        "$0.50",
+        90,
+        max_responses=1,
+        max_total_tokens=2,
+        max_tool_calls=3,
+        max_sub_convos=4,
+        max_depth=5,
+    )
+    assert limits == Budget(
+        max_dollars="0.50",
+        max_wall_time=90,
+        max_responses=1,
+        max_total_tokens=2,
+        max_tool_calls=3,
+        max_sub_convos=4,
+        max_depth=5,
+    )
+    with pytest.raises(ConfigurationError, match="--max-tool-calls: a limit of -1 is negative"):
+        budget(max_tool_calls=-1)
