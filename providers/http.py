@@ -142,6 +142,7 @@ class Endpoint:
         from tenacity import AsyncRetrying, retry_if_exception
 
         content = self._encoded(body)
+        self._client()  # before the gate: what is let through is to be sent at once
         began_s = self._clock.monotonic_s()
         in_line_s = 0.0
         attempts = 0
