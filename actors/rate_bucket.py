@@ -68,11 +68,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a bucket has learned; None for what was never refused."""
+    """What a bucket has learned by `at_s`; None for what was never refused.
 
+    For `hold_s` from then on nobody should ask. `at_s` is Unix time, the same for all processes.
+    """
+
+    at_s: float
     per_second: float | None = None
     at_once: float | None = None
-    hold_until_s: float = 0.0
+    hold_s: float = 0.0
 
 
 class _Curve:
@@ -123,18 +127,18 @@ def _paced(pace: _Pace | None, per_minute: float | None) -> _Pace | None:
 class RateBucket:
     """The line of one bucket, and what goes through it."""
 
-    def __init__(self, limits: RateLimits, learned: Learned | None = None) -> None:
-        learned = learned or Learned()
+    def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
         self._requests = _paced(None, limits.requests_per_minute)
         self._tokens = _paced(None, limits.tokens_per_minute)
-        self._rate = None if learned.per_second is None else _Curve(learned.per_second, len(CUTS))
+        self._rate: _Curve | None = None
         # Where a pace is given, nothing has to be found out until something is refused.
         first = FIRST_AT_ONCE if limits == RateLimits() else float(limits.max_concurrent or _NO_LIMIT)
-        self._at_once = learned.at_once or first
-        self._doubling = learned.at_once is None and first == FIRST_AT_ONCE
+        self._at_once = first
+        self._doubling = first == FIRST_AT_ONCE
         self._next_s = 0.0
-        self._hold_until_s = learned.hold_until_s
+        self._hold_until_s = 0.0
+        self._adopted_s = float("-inf")
         self._again: deque[Place] = deque()
         self._lines: OrderedDict[str, deque[Place]] = OrderedDict()
         self._under_way: dict[str, Place] = {}
@@ -230,14 +234,26 @@ class RateBucket:
         rates = [None if given is None else given / 60, None if self._rate is None else self._rate.allowed]
         return min((rate for rate in rates if rate is not None), default=None)
 
-    @property
-    def learned(self) -> Learned:
+    def learned(self, now_s: float, unix_s: float) -> Learned:
         """What was learned, for a bucket that takes over from this one."""
         return Learned(
+            at_s=unix_s,
             per_second=None if self._rate is None else self._rate.allowed,
             at_once=None if self._doubling else self._at_once,
-            hold_until_s=self._hold_until_s,
+            hold_s=max(0.0, self._hold_until_s - now_s),
         )
+
+    def adopt(self, learned: Learned, now_s: float, unix_s: float) -> None:
+        """Go on from what another bucket has learned, unless this one knows something, or newer things."""
+        if math.isfinite(self._cut_s) or learned.at_s <= self._adopted_s:
+            return
+        self._adopted_s = learned.at_s
+        self._hold_until_s = max(self._hold_until_s, now_s + learned.hold_s - (unix_s - learned.at_s))
+        if learned.at_once is not None:
+            self._at_once, self._doubling = learned.at_once, False
+        if learned.per_second is not None:
+            self._rate = _Curve(learned.per_second, len(CUTS))
+            self._rate.grown_s = CUTS[-1][1] / 2
 
     def _pop(self) -> Place:
         if self._again:

@@ -64,8 +64,8 @@ class _Remote:
 class _Line:
     """A bucket, who waits at it, and when somebody may go next."""
 
-    def __init__(self, lane: Lane, learned: Learned | None, now_s: Callable[[], float]) -> None:
-        self.bucket = RateBucket(lane.limits, learned)
+    def __init__(self, lane: Lane, now_s: Callable[[], float]) -> None:
+        self.bucket = RateBucket(lane.limits)
         self._now_s = now_s
         self._let: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -151,8 +151,10 @@ class RateGate:
             raise asyncio.CancelledError
         line = self._lines.get(lane.name)
         if line is None:
-            line = self._lines[lane.name] = _Line(lane, learned, self._now_s)
+            line = self._lines[lane.name] = _Line(lane, self._now_s)
         line.bucket.tighten(lane.limits)
+        if learned is not None:
+            line.bucket.adopt(learned, self._now_s(), time.time())
         if self._checking is None:
             self._checking = asyncio.create_task(self._check_now_and_then())
         place = Place(ticket, root, tokens, arrived_s=self._now_s() - waited_s)
@@ -161,7 +163,7 @@ class RateGate:
         except asyncio.CancelledError:
             line.give_up(ticket)
             raise
-        return line.bucket.learned
+        return line.bucket.learned(self._now_s(), time.time())
 
     def leave(self, lane_name: str, ticket: str, told: Told | None) -> None:
         """A try has ended, or its place is given up, which tells nothing: None."""

@@ -44,7 +44,9 @@ class Simulation:
 
     def run(self, clients: Mapping[str, str], requests: int) -> None:
         """Run to the end: `clients` are names with the root each belongs to."""
-        chance, bucket = random.Random(1), RateBucket(self.limits, self.learned)
+        chance, bucket = random.Random(1), RateBucket(self.limits)
+        if self.learned is not None:
+            bucket.adopt(self.learned, 0, self.learned.at_s)
         events: list[tuple[float, int, Place, float | None]] = []
         left, joined_s = dict.fromkeys(clients, requests), dict.fromkeys(clients, 0.0)
         self.waited_s = dict.fromkeys(clients, 0.0)
@@ -238,10 +240,10 @@ def test_refusals_of_requests_sent_before_a_cut_do_not_cut_again() -> None:
         bucket.enter(Place(ticket, "r", 1), again=False)
     bucket.admit(0)
     bucket.leave("a", REFUSED, 0.1)
-    learned = bucket.learned
+    learned = bucket.learned(0.1, 0)
     for ticket in "bcd":
         bucket.leave(ticket, REFUSED, 0.1)
-    assert bucket.learned == learned
+    assert bucket.learned(0.1, 0) == learned
 
 
 def test_while_everything_is_refused_the_waits_grow() -> None:
@@ -301,10 +303,26 @@ def test_whatever_a_server_counts_by_few_are_refused_and_most_is_used(
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_what_was_learned_lets_another_bucket_go_on(server: str) -> None:
-    simulation = Simulation(SERVERS[server](), learned=Learned(per_second=4.9, at_once=5.0))
+    simulation = Simulation(SERVERS[server](), learned=Learned(at_s=1, per_second=4.9, at_once=5.0))
     simulation.run(hundred(), 3)
     assert simulation.refused_part < 0.03
     assert simulation.used_part(5) >= 0.85
+
+
+def test_of_what_was_learned_the_newest_holds_until_something_is_refused_here() -> None:
+    bucket = RateBucket(RateLimits())
+    bucket.adopt(Learned(at_s=100, per_second=5, hold_s=3), now_s=50, unix_s=101)
+    bucket.adopt(Learned(at_s=99, per_second=1), now_s=50, unix_s=101)
+    assert bucket.per_second == pytest.approx(5, rel=0.01)
+    bucket.enter(Place("a", "r", 1), again=False)
+    assert bucket.wakes_s() == 52
+    bucket.adopt(Learned(at_s=101, per_second=7), now_s=50, unix_s=101)
+    assert bucket.per_second == pytest.approx(7, rel=0.01)
+    bucket.admit(52)
+    bucket.leave("a", REFUSED, 53)
+    learned = bucket.learned(53, 0)
+    bucket.adopt(Learned(at_s=200, per_second=1_000), now_s=53, unix_s=200)
+    assert bucket.learned(53, 0) == learned
 
 
 def test_a_server_that_limits_how_many_at_once_refuses_few() -> None:
