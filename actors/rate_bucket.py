@@ -5,11 +5,12 @@ whoever waits goes, in turn: root conversations take turns, whatever the number 
 the order in which its requests came; one that was refused goes first.
 
 What was not given is learned from refusals, both as requests at once and as requests a second, since some
-servers limit the one and some the other. Requests at once double with each round that is accepted, until one
-is refused; from then on a refusal takes a tenth and each round adds one. Requests a second are what was accepted
-until the first refusal; each refusal cuts them, by a fifth and later by a twentieth. They come back to where
-they were refused, slowly near it, and then grow faster and faster, as TCP's window does after a lost packet
-(CUBIC, RFC 9438). So a limit that stays is touched now and then, and one that was raised is found.
+servers limit the one and some the other. Requests at once double with each round that is accepted, until
+one is refused; from then on a refusal takes a tenth and each round adds one. Requests a second are what was
+accepted until the first refusal; each refusal cuts them, by a fifth and later by a twentieth. They come
+back to where they were refused, slowly near it, and then grow faster and faster, as TCP's window does after
+a lost packet (CUBIC, RFC 9438). So a limit that stays is touched now and then, and one that was raised is
+found.
 
 Layer: actors, core; no Ray, and no clock: each call says what time it is, in seconds.
 """
