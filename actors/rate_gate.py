@@ -306,11 +306,12 @@ class GateClient:
         """The gate, which knows this conversation then."""
         if self._gate is None:
             if self._finding is None or self._finding.done():
-                self._finding = asyncio.create_task(self._find())
+                self._finding = asyncio.create_task(asyncio.to_thread(self._find))
             await asyncio.shield(self._finding)
         return self._gate
 
-    async def _find(self) -> None:
-        gate = await asyncio.to_thread(gate_actor)  # it asks Ray's head node, and blocks meanwhile
-        await gate.introduce.remote(self._convo_id, self._convo)
+    def _find(self) -> None:
+        """Look the gate up, and introduce the conversation; blocks while Ray's head node is asked."""
+        gate = gate_actor()
+        gate.introduce.remote(self._convo_id, self._convo)
         self._gate = gate

@@ -18,6 +18,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -47,6 +48,8 @@ from palaver.providers.untyped import object_in
 from palaver.providers.usage import Usage
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
     from tenacity import RetryCallState
 
@@ -338,6 +341,7 @@ class Endpoint:
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
                 transport=self._transport,
                 mounts=dict.fromkeys(_LOOPBACK),
+                verify=_tls(),
             )
         return client
 
@@ -413,6 +417,14 @@ def load_httpx() -> None:
         importlib.import_module("httpx")
     finally:
         del sys.modules["click"]
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Whom to trust, read once in a process: it takes 30 ms (November 2026)."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _no_clients() -> WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]:
