@@ -29,7 +29,7 @@ from palaver.actors import Convo, reply  # noqa: E402
 from palaver.actors.cluster import cluster  # noqa: E402
 from palaver.actors.rate_gate import gate_actor  # noqa: E402
 from palaver.providers import OpenAI, Price  # noqa: E402
-from palaver.providers.http import load_httpx  # noqa: E402
+from palaver.providers.connection import load_httpx  # noqa: E402
 
 PER_SECOND = 5
 

@@ -17,10 +17,11 @@ from palaver.providers.errors import (
     ProviderError,
     QuotaExhausted,
     RateLimited,
+    StreamBroken,
     TransportFailed,
     UnknownModel,
 )
-from palaver.providers.http_errors import AnswerLost, MalformedCall
+from palaver.providers.http_errors import AnswerLost, IncompleteAnswer, MalformedCall
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.models import ModelRow, default_provider, known_models, provider_for
 from palaver.providers.openai import LlamaCPP, OpenAI
@@ -40,11 +41,21 @@ from palaver.providers.provider import (
 from palaver.providers.rate_limits import RateLimits
 from palaver.providers.retry import RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
+from palaver.providers.stream import (
+    Answered,
+    Delta,
+    Streams,
+    TextDelta,
+    ThinkingDelta,
+    ToolInputDelta,
+    UsageSoFar,
+)
 from palaver.providers.usage import Usage
 from palaver.providers.worst_case import BoundsCost, CountedInput, WorstCase
 
 __all__ = [
     "AnswerLost",
+    "Answered",
     "Anthropic",
     "AuthenticationFailed",
     "BadRequest",
@@ -54,7 +65,9 @@ __all__ = [
     "Content",
     "ContextTooLong",
     "CountedInput",
+    "Delta",
     "Image",
+    "IncompleteAnswer",
     "LlamaCPP",
     "MalformedCall",
     "Message",
@@ -81,17 +94,23 @@ __all__ = [
     "ScriptEnded",
     "Scripted",
     "StopReason",
+    "StreamBroken",
+    "Streams",
     "TakesOutputSchema",
     "Text",
+    "TextDelta",
     "Thinking",
+    "ThinkingDelta",
     "Tier",
     "ToolChoice",
+    "ToolInputDelta",
     "ToolResult",
     "ToolSpec",
     "ToolUse",
     "TransportFailed",
     "UnknownModel",
     "Usage",
+    "UsageSoFar",
     "WorstCase",
     "default_provider",
     "known_models",

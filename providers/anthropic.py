@@ -1,16 +1,17 @@
-"""Anthropic: the Messages API, one whole answer at a time.
+"""Anthropic: the Messages API, answers whole or in parts.
 
-Layer: providers; the wire format is in `anthropic_wire`, HTTP in `http`.
+Layer: providers; the wire format is in `anthropic_wire` and `anthropic_stream`, HTTP in `http`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from palaver.providers.anthropic_cost import dearest, overhead
+from palaver.providers.anthropic_stream import AnthropicAssembler
 from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
-from palaver.providers.errors import BadRequest, ConfigurationError
+from palaver.providers.errors import ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
@@ -18,8 +19,10 @@ from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import CacheWrites, Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
+from palaver.providers.reception import InParts
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
+from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
 
 if TYPE_CHECKING:
@@ -30,10 +33,6 @@ ANTHROPIC_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 
 _API_VERSION = "2023-06-01"
 """Works with every model; 2026-10-21 refuses sampling parameters (PROVIDERS.md, November 2026)."""
-
-MAX_TOKENS_WITHOUT_STREAMING = 21_333
-"""More might take longer than the ten minutes a connection is kept: 128,000 tokens an hour, as the
-official SDK reckons (`anthropic` 2.12, `_calculate_nonstreaming_timeout`)."""
 
 _DEFAULT_MAX_TOKENS = 16_384
 _MAX_TOKENS_BY_PREFIX: Mapping[str, int] = {
@@ -56,7 +55,8 @@ class Anthropic:
     the provider. `max_tokens` bounds each answer where the request names no bound; None takes 16,384,
     or the model's own limit where that is lower. `price` None looks the list price up (about a second
     in the first provider of a process); it stays None, and every cost with it, when the price is
-    unknown. `timeout_s` bounds one try from its first byte to its last. `rate_limits` are those of the key,
+    unknown. `timeout_s` bounds one try from its first byte to its last, or, of
+    one that is streamed, the wait for each part. `rate_limits` are those of the key,
     kept by all conversations of a cluster together; what is not given is learned, and None lets each send
     as it likes.
 
@@ -151,24 +151,29 @@ class Anthropic:
         )
 
     async def generate(self, request: Request) -> Response:
-        """Answer one request; see `Provider.generate`.
+        """Answer one request; see `Provider.generate`. One that may be long is streamed inside."""
+        is_long = (request.max_tokens or self._max_tokens) > LONG_ANSWER_TOKENS
+        return await self._answer(request, self._in_parts() if is_long else None)
 
-        Raises BadRequest for a `max_tokens` above 21,333, which would need streaming.
-        """
-        asked = request.max_tokens or self._max_tokens
-        if asked > MAX_TOKENS_WITHOUT_STREAMING:
-            raise BadRequest(
-                f"anthropic ({self._model}): max_tokens is {asked}, without streaming at most "
-                f"{MAX_TOKENS_WITHOUT_STREAMING}; ask for less (nothing was sent)",
-                ORIGIN,
-            )
+    def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
+        """The parts of one answer as they come; see `Streams.stream`."""
+        return handed_out(lambda hand_out: self._answer(request, self._in_parts(hand_out)))
+
+    def _in_parts(self, hand_out: Callable[[Delta], None] | None = None) -> InParts:
+        return InParts(lambda: AnthropicAssembler(self._price), self._price, hand_out)
+
+    async def _answer(self, request: Request, in_parts: InParts | None) -> Response:
         body = self._to_wire(request)
+        if in_parts is not None:
+            body["stream"] = True
 
         def read(answer: Mapping[str, Any]) -> Response:
             return from_wire(answer, request=request, model=self._model, price=self._price)
 
         started_at = self._clock.now()
-        response = await self._endpoint.post("v1/messages", body, read, retry_charged=request.retry_charged)
+        response = await self._endpoint.post(
+            "v1/messages", body, read, retry_charged=request.retry_charged, in_parts=in_parts
+        )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
     @property
@@ -202,11 +207,8 @@ def _checked_max_tokens(model: str, max_tokens: int | None) -> int:
     if max_tokens is None:
         limits = (limit for prefix, limit in _MAX_TOKENS_BY_PREFIX.items() if model.startswith(prefix))
         return next(limits, _DEFAULT_MAX_TOKENS)
-    if not 1 <= max_tokens <= MAX_TOKENS_WITHOUT_STREAMING:
-        raise ConfigurationError(
-            f"max_tokens is {max_tokens}; an answer that is not streamed may have 1 to "
-            f"{MAX_TOKENS_WITHOUT_STREAMING} tokens"
-        )
+    if max_tokens < 1:
+        raise ConfigurationError(f"max_tokens is {max_tokens}; an answer needs at least 1")
     return max_tokens
 
 

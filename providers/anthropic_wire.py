@@ -235,11 +235,13 @@ def _content_from_wire(block: dict[str, Any], ids: CallIds) -> Content:
 def _tool_use_from_wire(block: dict[str, Any], ids: CallIds) -> ToolUse:
     own_id, wire_id = ids.assign(as_text(block.get("id")))
     known = {"type", "id", "name", "input"}
+    given = block.get("input")
     return ToolUse(
         id=own_id,
         wire_id=wire_id,
         name=as_text(block.get("name")),
-        input=as_dict(block.get("input")),
+        input=as_dict(given),
+        malformed_input=given if isinstance(given, str) and given else None,
         origin=ORIGIN,
         extra={key: value for key, value in block.items() if key not in known and value is not None},
     )

@@ -13,17 +13,19 @@
         ContextTooLong          the request exceeds the model's context window
         AuthenticationFailed    the key is wrong or may not do this
         QuotaExhausted          no credit left, or a spending limit was reached
+        StreamBroken            an answer broke off after parts of it were handed out
 
 `palaver.tools.errors` and `palaver.actors.errors` carry the tree on. Every error keeps its state in
 positional arguments, so that it survives pickling on its way through Ray.
 
-Layer: providers; imports `usage` alone.
+Layer: providers; imports `messages` and `usage` alone.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
+from palaver.providers.messages import Message
 from palaver.providers.usage import Usage
 
 
@@ -74,6 +76,11 @@ class ProviderError(PalaverError):
     def __str__(self) -> str:
         return self.message
 
+    def retold(self, message: str, usage: Usage | None) -> Self:
+        """The same error in other words, with what all tries together were charged."""
+        _, provider, status, request_id, retry_after_s, _, *more = self.args
+        return type(self)(message, provider, status, request_id, retry_after_s, usage, *more)
+
 
 class RateLimited(ProviderError):
     """Too many requests or tokens per minute."""
@@ -114,3 +121,25 @@ class AuthenticationFailed(ProviderError):
 
 class QuotaExhausted(ProviderError):
     """No credit left, or a spending limit was reached. Waiting does not help."""
+
+
+class StreamBroken(ProviderError):
+    """An answer broke off after parts of it were handed out, so that it was not asked for again.
+
+    `partial` is what had come of it, None when that cannot be read; its tool calls may lack their ends.
+    `usage` is what the provider had told by then; what it had not is reckoned at four bytes a token.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        provider: str = "",
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        usage: Usage | None = None,
+        partial: Message | None = None,
+    ) -> None:
+        super().__init__(message, provider, status, request_id, retry_after_s, usage)
+        self.args = (*self.args, partial)
+        self.partial = partial

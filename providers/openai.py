@@ -1,12 +1,12 @@
-"""Any server that speaks OpenAI's chat completions, one whole answer at a time.
+"""Any server that speaks OpenAI's chat completions, answers whole or in parts.
 
-Layer: providers; the wire format is in `openai_wire` and `openai_answer`, what sets servers apart in
-`profiles`, HTTP in `http`.
+Layer: providers; the wire format is in `openai_wire`, `openai_answer` and `openai_stream`, what sets
+servers apart in `profiles`, HTTP in `http`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from palaver.providers.errors import ConfigurationError
@@ -14,6 +14,7 @@ from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
 from palaver.providers.openai_answer import from_wire
+from palaver.providers.openai_stream import OpenAIAssembler
 from palaver.providers.openai_wire import overhead, to_wire
 from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import Price
@@ -26,8 +27,10 @@ from palaver.providers.profiles import (
 )
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
+from palaver.providers.reception import InParts
 from palaver.providers.retry import Clock, RetryPolicy
 from palaver.providers.secret import Secret
+from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
 
 if TYPE_CHECKING:
@@ -50,9 +53,10 @@ class OpenAI:
     the request names no bound; None leaves it to the server. `reasoning_effort` is passed on; None sends
     none, except "none" beside tools to the OpenAI models that need it. `price` None looks the list price
     up (about a second in the first provider of a process); it stays None when the price is unknown, and
-    then so is every cost that the server does not tell itself. `timeout_s` bounds one try as a whole.
-    `rate_limits` are those of the key, kept by all conversations of a cluster together; what is not given
-    is learned, and None lets each send as it likes.
+    then so is every cost that the server does not tell itself. `timeout_s` bounds one try as a
+    whole, or, of one that is streamed, the wait for each part. `rate_limits` are those of the key, kept by
+    all conversations of a cluster together; what is not given is learned, and None lets each send as it
+    likes.
 
     Raises MissingKey when the key's variable is not set, ConfigurationError for a wrong base URL.
     """
@@ -145,8 +149,27 @@ class OpenAI:
         )
 
     async def generate(self, request: Request) -> Response:
-        """Answer one request; see `Provider.generate`."""
+        """Answer one request; see `Provider.generate`. One that may be long is streamed inside."""
+        is_long = (request.max_tokens or self._max_tokens or 0) > LONG_ANSWER_TOKENS
+        return await self._answer(request, self._in_parts() if is_long else None)
+
+    async def generate_in_parts(self, request: Request, hand_out: Callable[[Delta], None]) -> Response:
+        """Answer one request, and hand out the parts of the answer as they come; see `Streams.stream`."""
+        return await self._answer(request, self._in_parts(hand_out))
+
+    def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
+        """The parts of one answer as they come; see `Streams.stream`."""
+        return handed_out(lambda hand_out: self.generate_in_parts(request, hand_out))
+
+    def _in_parts(self, hand_out: Callable[[Delta], None] | None = None) -> InParts:
+        return InParts(lambda: OpenAIAssembler(self._price), self._price, hand_out)
+
+    async def _answer(self, request: Request, in_parts: InParts | None) -> Response:
         body = self._to_wire(request)
+        if in_parts is not None:
+            body["stream"] = True
+            if self._profile.stream_usage:
+                body["stream_options"] = {"include_usage": True}
 
         def read(answer: Mapping[str, Any]) -> Response:
             return from_wire(
@@ -160,7 +183,7 @@ class OpenAI:
 
         started_at = self._clock.now()
         response = await self._endpoint.post(
-            "chat/completions", body, read, retry_charged=request.retry_charged
+            "chat/completions", body, read, retry_charged=request.retry_charged, in_parts=in_parts
         )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 

@@ -44,6 +44,8 @@ class Profile(Value):
     tells_output_schema: bool = False
     """Whether the server shows that schema to its model; False adds it to the system prompt. Unseen it
     only forbids: a model that is not told what a field means guesses (docs.fireworks.ai)."""
+    stream_usage: bool = False
+    """Whether `stream_options` may be sent, which asks for the usage of a stream (opencode#27672)."""
     effort_with_tools: Literal["none"] | None = None
     """`reasoning_effort` that a request with tools needs; None sends none."""
 
@@ -59,6 +61,7 @@ class Service(NamedTuple):
 
 _OPENAI = Profile(
     max_tokens_field="max_completion_tokens",
+    stream_usage=True,
     parallel_tool_calls=True,
     # Its chat completions neither give nor take reasoning.
     replay_reasoning=False,
@@ -147,5 +150,5 @@ def profile_for(base_url: str, model: str) -> Profile:
 def llama_cpp_profile(base_url: str, model: str) -> Profile:
     """The flags for llama.cpp's own server, which makes a grammar of a schema, but not beside tools."""
     return profile_for(base_url, model).model_copy(
-        update={"output_schema": "without_tools", "limits_in_output_schema": True}
+        update={"output_schema": "without_tools", "limits_in_output_schema": True, "stream_usage": True}
     )

@@ -8,7 +8,8 @@ Layer: providers; imports the neutral types alone.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import NonNegativeInt
@@ -16,6 +17,14 @@ from pydantic import NonNegativeInt
 from palaver.providers.messages import Value
 from palaver.providers.provider import Request, Response
 from palaver.providers.usage import Usage
+
+LONG_ANSWER_TOKENS = 21_333
+"""An answer that may have more is streamed inside, whoever asks: it might take longer than the ten minutes
+that connections are kept, at 128,000 tokens an hour, as the official SDK reckons (`anthropic` 2.12,
+`_calculate_nonstreaming_timeout`)."""
+
+END = "[DONE]"
+"""What some formats send for data at the end of a stream."""
 
 
 class TextDelta(Value):
@@ -78,7 +87,10 @@ class Assembler(Protocol):
     """Puts the events of one stream together to the JSON of a whole answer."""
 
     def feed(self, event: str, data: Mapping[str, Any]) -> Sequence[Delta]:
-        """Take one event, by its name ("" where the format names none) and its JSON; the parts in it."""
+        """Take one event, by its name ("" where the format names none) and its JSON; the parts in it.
+
+        END comes as a name, without data.
+        """
         ...
 
     @property
@@ -89,3 +101,28 @@ class Assembler(Protocol):
     def answer(self) -> dict[str, Any]:
         """What has come so far, as the server would have sent it without streaming."""
         ...
+
+
+async def handed_out(
+    answer: Callable[[Callable[[Delta], None]], Awaitable[Response]],
+) -> AsyncGenerator[Delta | Answered]:
+    """The parts that `answer` hands out, and then the response it returns; what it raises is raised.
+
+    Closing the generator cancels it.
+    """
+    parts: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+    async def work() -> Response:
+        try:
+            return await answer(parts.put_nowait)
+        finally:
+            parts.put_nowait(None)
+
+    working = asyncio.create_task(work())
+    try:
+        while (part := await parts.get()) is not None:
+            yield part
+        yield Answered(response=await working)
+    finally:
+        working.cancel()
+        await asyncio.wait({working})

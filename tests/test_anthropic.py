@@ -11,7 +11,6 @@ from wire_fakes import KEY, FakeClock, FakeServer, ok
 
 from palaver.providers import (
     Anthropic,
-    BadRequest,
     BadResponse,
     ConfigurationError,
     Image,
@@ -284,15 +283,6 @@ def test_thinking_budget_that_cannot_work_is_refused(budget: int) -> None:
 )
 def test_default_max_tokens_keep_within_the_model(model: str, limit: int) -> None:
     assert provider(model=model)[0].max_tokens == limit
-
-
-async def test_more_tokens_than_can_come_without_streaming_are_refused_before_sending() -> None:
-    with pytest.raises(ConfigurationError, match="21333"):
-        provider(max_tokens=21_334)
-    claude, server = provider(ok(answer()))
-    with pytest.raises(BadRequest, match="max_tokens is 30000"):
-        await claude.generate(Request(messages=(Message.user("a"),), max_tokens=30_000))
-    assert server.requests == []
 
 
 def test_cached_input_is_counted_once_and_hours_apart() -> None:

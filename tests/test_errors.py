@@ -11,6 +11,7 @@ from palaver.providers import (
     AnswerLost,
     BadResponse,
     ConfigurationError,
+    IncompleteAnswer,
     MalformedCall,
     Overloaded,
     PalaverError,
@@ -58,7 +59,7 @@ def test_the_walk_finds_the_whole_tree() -> None:
 
 def test_only_what_passes_is_retryable() -> None:
     retryable = {kind for kind in PROVIDER_ERRORS if kind.retryable}
-    assert retryable == {RateLimited, Overloaded, TransportFailed, MalformedCall}
+    assert retryable == {RateLimited, Overloaded, TransportFailed, MalformedCall, IncompleteAnswer}
     assert issubclass(AnswerLost, TransportFailed)
     assert issubclass(MalformedCall, BadResponse)
 

@@ -14,7 +14,7 @@ import ssl
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from palaver.providers.http import load_httpx
+from palaver.providers.connection import load_httpx
 from palaver.tools.media import HEAD_BYTES, ContentType, Kind, kind_of
 from palaver.tools.reach import DownloadFailed, Reach, shown
 
