@@ -349,11 +349,7 @@ async def test_reasoning_goes_back_as_it_would_have_come_whole() -> None:
     detail = {"type": "reasoning.text", "index": 0, "format": "x"}
     events: list[dict[str, Any]] = [
         {"choices": [{"delta": {"reasoning": "so", "reasoning_details": [{**detail, "text": "so"}]}}]},
-        {
-            "choices": [
-                {"delta": {"reasoning": " it is", "reasoning_details": [{**detail, "text": " it is"}]}}
-            ]
-        },
+        {"choices": [{"delta": {"reasoning": " it", "reasoning_details": [{**detail, "text": " it"}]}}]},
         {"choices": [{"delta": {"reasoning_details": [{**detail, "signature": "sig"}]}}]},
         {"choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}]},
     ]
