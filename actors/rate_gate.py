@@ -255,13 +255,17 @@ def gate_actor() -> Any:
 class GateClient:
     """The gate as a conversation sees it. Implements `palaver.providers.rate_limits.Gate`."""
 
-    def __init__(self, convo_id: str, root_id: str, convo: Any) -> None:
+    def __init__(
+        self, convo_id: str, root_id: str, convo: Any, look_up: Callable[[], Any] = gate_actor
+    ) -> None:
         self._convo_id = convo_id
         self._root_id = root_id
         self._convo = convo
+        self._look_up = look_up
         self._gate: Any = None
         self._finding: asyncio.Task[Any] | None = None
-        self._learned: dict[str, Learned] = {}
+        self._learned: dict[str, tuple[Any, Learned]] = {}
+        """What was learned of each lane, and the gate that told it."""
         self.sending: dict[str, str] = {}
         """The tickets it waits with or is under way with, and their lanes."""
 
@@ -273,7 +277,8 @@ class GateClient:
             while True:
                 try:
                     gate = await self._found()
-                    self._learned[lane.name] = await gate.enter.remote(
+                    told_by, learned = self._learned.get(lane.name, (gate, None))
+                    learned = await gate.enter.remote(
                         lane,
                         ticket,
                         root=self._root_id,
@@ -281,8 +286,9 @@ class GateClient:
                         tokens=tokens,
                         again=again,
                         waited_s=time.monotonic() - began_s,
-                        learned=self._learned.get(lane.name),
+                        learned=None if told_by is gate else learned,
                     )
+                    self._learned[lane.name] = gate, learned
                     return ticket
                 except RayError as error:
                     _log.info("the rate gate is gone (%s); waiting for another", type(error).__name__)
@@ -312,6 +318,6 @@ class GateClient:
 
     def _find(self) -> None:
         """Look the gate up, and introduce the conversation; blocks while Ray's head node is asked."""
-        gate = gate_actor()
+        gate = self._look_up()
         gate.introduce.remote(self._convo_id, self._convo)
         self._gate = gate

@@ -14,12 +14,13 @@ from typing import Any, cast
 import pytest
 import ray
 from limited_servers import LimitedServer, TokenBucketServer
+from ray.exceptions import RayActorError
 
 from palaver.actors import Convo, reply
 from palaver.actors.cluster import Cluster
 from palaver.actors.errors import ConvoClosed
 from palaver.actors.rate_bucket import Learned
-from palaver.actors.rate_gate import RateGate, gate_actor
+from palaver.actors.rate_gate import GateClient, RateGate, gate_actor
 from palaver.providers import OpenAI, Price, RateLimits
 from palaver.providers.rate_limits import Lane, Outcome, Told
 
@@ -198,6 +199,44 @@ def limiting_server(per_second: float, latency_s: float = 0.05) -> Iterator[Limi
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Remotely:
+    """A method of an actor, as a handle has it."""
+
+    def __init__(self, method: Any) -> None:
+        self.remote = method
+
+
+class GateThatTells:
+    """A gate that lets everybody through, tells what it has learned, and is gone when told so."""
+
+    def __init__(self, per_second: float) -> None:
+        self.heard: list[Learned | None] = []
+        self.gone = False
+        self._learned = Learned(at_s=per_second, per_second=per_second)
+        self.introduce = self.leave = Remotely(lambda *_: None)
+        self.enter = Remotely(self._enter)
+
+    async def _enter(self, *_: Any, learned: Learned | None, **__: Any) -> Learned:
+        if self.gone:
+            raise RayActorError
+        self.heard.append(learned)
+        return self._learned
+
+
+async def test_what_a_gate_learned_is_told_to_the_next_one_alone() -> None:
+    # Told to the gate that it came from, it would count as another's, and be taken over again and again.
+    first, second = GateThatTells(5), GateThatTells(4)
+    gates = iter([first, second])
+    client = GateClient("c", "r", None, lambda: next(gates))
+    for _ in range(2):
+        await client.enter(ONE_AT_ONCE, 1, again=False)
+    first.gone = True
+    for _ in range(2):
+        await client.enter(ONE_AT_ONCE, 1, again=False)
+    assert first.heard == [None, None]
+    assert second.heard == [Learned(at_s=5, per_second=5), None]
 
 
 async def test_conversations_share_a_limit_and_no_death_of_the_gate_loses_a_request(
