@@ -16,9 +16,10 @@ from palaver.actors.errors import (
     UnknownPrice,
     UnknownToolCall,
 )
+from palaver.actors.feed import ConvoEvent, Responded, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.kin import Branch, State
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
-from palaver.actors.replies import reply
+from palaver.actors.replies import events, reply
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult
 from palaver.actors.usage import CumulativeUsage
@@ -35,6 +36,7 @@ __all__ = [
     "ConvoBusy",
     "ConvoCancelled",
     "ConvoClosed",
+    "ConvoEvent",
     "ConvoHandle",
     "ConvoInfo",
     "ConvoUnreachable",
@@ -44,13 +46,18 @@ __all__ = [
     "Listener",
     "NoopListener",
     "NothingToSend",
+    "Responded",
+    "RunEnded",
     "RunResult",
     "State",
     "StoppedCall",
     "StoppedConvo",
     "TooManySubConvos",
+    "ToolEnded",
+    "ToolStarted",
     "UnknownConvo",
     "UnknownPrice",
     "UnknownToolCall",
+    "events",
     "reply",
 ]

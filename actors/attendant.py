@@ -24,6 +24,8 @@ _SHOWN_CHARACTERS = 2000
 _SHOWN_LINES = 20
 _NOTE_CHARACTERS = 200
 _LABEL_CHARACTERS = 60
+_SHOWN_WITHIN_S = 2.0
+"""How long a question waits for what comes before it on the screen."""
 _LOOK_AGAIN_S = 10.0
 _LOOK_EVERY_S = 0.25
 
@@ -39,6 +41,7 @@ class Attendant:
         self._root = root
         self._screen = screen
         self._yes = yes
+        self._shown: dict[str, asyncio.Event] | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Attendant:
@@ -56,6 +59,15 @@ class Attendant:
         if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
+    def follow(self) -> None:
+        """From now on the root's calls are shown as they start, and none is asked for before it was shown."""
+        self._shown = {}
+
+    def shown(self, tool_use_id: str) -> None:
+        """A call of the root was shown."""
+        if self._shown is not None:
+            self._shown.setdefault(tool_use_id, asyncio.Event()).set()
+
     async def _attend(self) -> None:
         seen: set[str] = set()
         with suppress(PalaverError):  # the root is gone, which others tell
@@ -66,6 +78,10 @@ class Attendant:
                     await self._answer(request)
 
     async def _answer(self, request: ApprovalRequest) -> None:
+        if self._shown is not None and request.depth == 0:
+            with suppress(TimeoutError):
+                shown = self._shown.setdefault(request.tool_use_id, asyncio.Event())
+                await asyncio.wait_for(shown.wait(), _SHOWN_WITHIN_S)
         if self._yes:
             self._screen.note(f"approved, because of --yes: {_brief(request)}")
             await self._decide(request, Approved())

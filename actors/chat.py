@@ -12,22 +12,25 @@ import asyncio
 import json
 import signal
 from collections.abc import Awaitable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import TypeVar
 
 from rich.text import Text
 
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
-from palaver.actors.errors import BudgetExceeded, ConvoCancelled, ConvoClosed
+from palaver.actors.errors import ConvoClosed
+from palaver.actors.feed import ConvoEvent, Responded, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.interrupts import Interrupted
-from palaver.actors.replies import reply
+from palaver.actors.replies import events, reply
+from palaver.actors.result import RunResult
 from palaver.actors.screen import printable
 from palaver.actors.session import Session
 from palaver.providers.errors import PalaverError
-from palaver.providers.messages import Image, Message, ToolResult, ToolUse
+from palaver.providers.messages import Image, ToolResult, ToolUse
 from palaver.providers.messages import Text as MessageText
 from palaver.providers.provider import Response, StopReason
+from palaver.providers.stream import TextDelta
 
 T = TypeVar("T")
 
@@ -117,19 +120,18 @@ class _Answer:
         self._screen = session.screen
         self._interrupts = session.interrupts
         self._attendant = Attendant(session.root, session.screen, yes=yes)
+        self._attendant.follow()
+        self._running: dict[str, str] = {}
+        """The tools of the calls under way."""
         self._cancelling: asyncio.Task[None] | None = None
 
     async def to(self, text: str) -> None:
         """Send a text and show what comes, until the model ends its turn. Raises ConvoClosed."""
         with self._interrupts.told(self._cancel):
             try:
-                async with self._attendant:
-                    await self._turns(Message.user(text))
-            except ConvoCancelled:
-                self._screen.note("(cancelled)")
-            except BudgetExceeded as error:
-                breaches = "; ".join(str(breach) for breach in error.breaches)
-                self._screen.note(f"over budget: {breaches}. /budget grants as much again, /quit ends.")
+                with self._busy():
+                    async with self._attendant:
+                        await self._follow(text)
             except ConvoClosed:
                 raise
             except PalaverError as error:
@@ -139,30 +141,38 @@ class _Answer:
         if self._interrupts.received == signal.SIGINT:
             self._interrupts.forget()
 
-    async def _turns(self, message: Message) -> None:
-        while True:
-            response = await self._response_to(message)
-            self._show(response)
-            calls = response.message.tool_uses
-            if not calls or response.stop_reason is StopReason.MAX_TOKENS:
-                return
-            with self._busy("tools: " + ", ".join(call.name for call in calls)):
-                results = await reply(self._root.tool_result_contents.remote(response))
-            for result in results:
-                self._screen.note(f"  {'failed: ' if result.is_error else ''}{brief(result)}")
-            if not results:
-                return
-            message = Message(role="user", content=tuple(results))
+    async def _follow(self, text: str) -> None:
+        async with aclosing(events(self._root.stream.remote(text))) as told:
+            async for event in told:
+                self._show(event)
 
-    async def _response_to(self, message: Message) -> Response:
-        with self._busy("..."):
-            return await reply(self._root.send_message.remote(message))
+    def _show(self, event: ConvoEvent) -> None:
+        screen = self._screen
+        match event:
+            case TextDelta():
+                screen.part(event.text)
+            case Responded():
+                screen.end_parts()
+                for call in event.response.message.tool_uses:
+                    screen.note(brief_call(call))
+                self._show_stop(event.response)
+                self._running = {call.id: call.name for call in event.response.message.tool_uses}
+            case ToolStarted():
+                self._attendant.shown(event.call.id)
+            case ToolEnded():
+                screen.note(f"  {'failed: ' if event.result.is_error else ''}{brief(event.result)}")
+                self._running.pop(event.call.id, None)
+            case RunEnded(result=RunResult(stop="budget", detail=detail)):
+                screen.note(f"{detail}. /budget grants as much again, /quit ends.")
+            case RunEnded(result=RunResult(stop="cancelled")):
+                screen.end_parts()
+                screen.note("(cancelled)")
+            case _:
+                pass
+        waits_for = ", ".join(self._running.values())
+        screen.show(Text(printable(f"tools: {waits_for}" if waits_for else "..."), style="dim"))
 
-    def _show(self, response: Response) -> None:
-        if response.message.text.strip():
-            self._screen.answer(response.message.text)
-        for call in response.message.tool_uses:
-            self._screen.note(brief_call(call))
+    def _show_stop(self, response: Response) -> None:
         if response.stop_reason not in (StopReason.END_TURN, StopReason.TOOL_USE, StopReason.STOP_SEQUENCE):
             self._screen.note(f"(stopped: {response.stop_reason})")
         elif not response.message.content:
@@ -179,13 +189,17 @@ class _Answer:
             self._screen.note(f"({report})")
 
     @contextmanager
-    def _busy(self, what: str) -> Generator[None]:
-        if not self._screen.live:
-            yield
-            return
-        with self._screen.picture():
-            self._screen.show(Text(printable(what), style="dim"))
-            yield
+    def _busy(self) -> Generator[None]:
+        """What it waits for, in the terminal's last line, while no text comes."""
+        try:
+            if not self._screen.live:
+                yield
+                return
+            with self._screen.picture():
+                self._screen.show(Text("...", style="dim"))
+                yield
+        finally:
+            self._screen.end_parts()
 
 
 def brief_call(call: ToolUse) -> str:

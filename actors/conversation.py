@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any, TypeVar, overload
 
 from palaver.actors.approvals import Approvals, Desk
@@ -26,6 +26,7 @@ from palaver.actors.errors import (
     UnknownToolCall,
 )
 from palaver.actors.exchanges import Exchanges
+from palaver.actors.feed import ConvoEvent, Feed, RunEnded
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Activity, Branch, Child, Parent, State, branch_of
 from palaver.actors.ledger import Ledger
@@ -171,6 +172,41 @@ class Conversation:
         wrong with it, up to `output_retries` times; then the run stops as "invalid_output", and `detail`
         has the last fault. Raises ConfigurationError for a type without a JSON schema.
         """
+        return await self._exclusively("a run", self._prepared(text, contents, output_type, output_retries))
+
+    async def stream(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> AsyncGenerator[tuple[ConvoEvent, ...]]:
+        """Do the same as `run`, and tell what happens meanwhile: events in batches, the last a RunEnded.
+
+        Raises what `run` raises, and StreamBroken for an answer that broke off. Closing the generator stops
+        the run; so does cancelling who iterates.
+        """
+        work = self._prepared(text, contents, output_type, output_retries)
+        feed = Feed()
+
+        async def run() -> None:
+            self._told.feed = feed
+            try:
+                feed.put(RunEnded(result=await work))
+            finally:
+                self._told.feed = None
+
+        running = asyncio.create_task(self._exclusively("a run", run()))
+        running.add_done_callback(lambda _: feed.end())
+        try:
+            async for batch in feed.batches():
+                yield batch
+            await running
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            work.close()  # in case it was never begun
+
+    def _prepared(
+        self, text: str, contents: Iterable[Content], output_type: Any, output_retries: int
+    ) -> Coroutine[Any, Any, RunResult[Any]]:
+        """A run that has not begun. Raises ConfigurationError for a type without a JSON schema."""
         typed: TypedOutput | None = None
         if output_type is not None:
             typed = TypedOutput(
@@ -180,7 +216,7 @@ class Conversation:
                 must_call_tools=self.settings.tool_use_only,
                 retries=output_retries,
             )
-        return await self._exclusively("a run", self._run(_user_message(text, contents), typed))
+        return self._run(_user_message(text, contents), typed)
 
     async def _send(self, message: Message, typed: TypedOutput | None = None) -> Response:
         message = self.transcript.completed(message)
@@ -232,7 +268,7 @@ class Conversation:
                     break
                 message = Message(role="user", content=tuple(contents))
         except BudgetExceeded as over:
-            stop, detail = "budget", str(over)
+            stop, detail = "budget", over.reason
         except (asyncio.CancelledError, ConvoCancelled):
             if self._cause is None:
                 raise

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, Unpack, cast
 
@@ -24,13 +24,14 @@ from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
 from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
+from palaver.actors.feed import ConvoEvent
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Activity, Branch
 from palaver.actors.listener import Listener
 from palaver.actors.options import AnyTool, SubConvoOptions, check_options, check_price, packed_tools
 from palaver.actors.rate_gate import GateClient
 from palaver.actors.relatives import Ancestors, Remote
-from palaver.actors.remote_methods import remote_run, remotely
+from palaver.actors.remote_methods import remote_run, remote_stream, remotely
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
@@ -158,6 +159,23 @@ class ConvoActor:
         if output_type is None:
             return await self._core.run(text, *contents)
         return await self._core.run(text, *contents, output_type=output_type, output_retries=output_retries)
+
+    @remote_stream
+    async def stream(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> AsyncGenerator[tuple[ConvoEvent, ...]]:
+        """Do the same as `run`, and tell what happens meanwhile, through Ray's streaming generator.
+
+        `async for event in events(convo.stream.remote("...")):`, where `events` is in `palaver.actors`. The
+        events are TextDelta, ThinkingDelta, ToolInputDelta and UsageSoFar of `palaver.providers`, Responded,
+        ToolStarted and ToolEnded, and at the end a RunEnded with what `run` would have returned; they come
+        in batches, BATCHED_S apart. Raises what `run` raises, and StreamBroken for an answer that broke off
+        after parts of it were handed out. Who stops listening stops the run.
+        """
+        batches = self._core.stream(text, *contents, output_type=output_type, output_retries=output_retries)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
 
     @remotely
     async def tool_result_contents(self, response: Response) -> list[ToolResult]:

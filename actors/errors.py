@@ -96,12 +96,14 @@ class BudgetExceeded(PalaverError):
         """Whether no request can be sent; tool calls or sub-conversations alone may be used up."""
         return any(breach.limit_name not in _NO_REQUESTS for breach in self.breaches)
 
-    def __str__(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Which limits, without what to do about it."""
         reached = "; ".join(str(breach) for breach in self.breaches)
-        return (
-            f"conversation {self.convo_id} is over its budget: {reached}. fund() raises limits, "
-            "reset_budget() sets new ones."
-        )
+        return f"conversation {self.convo_id} is over its budget: {reached}"
+
+    def __str__(self) -> str:
+        return f"{self.reason}. fund() raises limits, reset_budget() sets new ones."
 
 
 class UnknownPrice(ConfigurationError):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import aclosing
 
 from palaver.actors.endings import to_the_end
 from palaver.actors.entries import ResponseCharged
+from palaver.actors.feed import Feed, deltas_of
 from palaver.actors.ledger import Ask
 from palaver.actors.listener import GuardedListener
 from palaver.actors.transcript import Transcript
@@ -22,6 +24,8 @@ from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Message
 from palaver.providers.provider import Provider, Request, Response, new_request_id
 from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.stream import Answered, Streams, UsageSoFar
+from palaver.providers.usage import Usage
 from palaver.providers.worst_case import USEFUL_TOKENS, BoundsCost, CountedInput, WorstCase
 
 CHARGED_RETRIES = 2
@@ -54,6 +58,8 @@ class Exchanges:
         """The request under way; None when there is none."""
         self.is_held = False
         """Whether that waits for its budgets."""
+        self._so_far: Usage | None = None
+        """What the provider has counted of the answer that is on its way."""
 
     async def send(self, request: Request, message: Message) -> Response:
         """Send a request that ends with `message`; its answer, kept and charged.
@@ -124,7 +130,8 @@ class Exchanges:
 
     async def _answer(self, request: Request, message: Message) -> Response:
         await self._listener.on_request(request.id, message)
-        response = await self._provider.generate(request)
+        feed = self._listener.feed
+        response = await (self._provider.generate(request) if feed is None else self._fed(request, feed))
         counts = Counter(call.id for call in response.message.tool_uses)
         twice = [id for id, count in counts.items() if count > 1]
         if twice:
@@ -136,11 +143,32 @@ class Exchanges:
             )
         return response
 
+    async def _fed(self, request: Request, feed: Feed) -> Response:
+        """The answer, and its parts to the feed as they come."""
+        if not isinstance(self._provider, Streams):
+            response = await self._provider.generate(request)
+            for delta in deltas_of(response):
+                feed.put(delta)
+            return response
+        async with aclosing(self._provider.stream(request)) as parts:
+            async for part in parts:
+                if isinstance(part, Answered):
+                    return part.response
+                if isinstance(part, UsageSoFar):
+                    self._so_far = part.usage
+                feed.put(part)
+        raise BadResponse(
+            f"{self._provider.name} {self._provider.model} ended its stream without an answer",
+            self._provider.name,
+            usage=self._so_far,
+        )
+
     async def _settle(
         self, request: Request, message: Message, response: Response | None, failure: BaseException | None
     ) -> None:
         """Keep and charge what came of a request, and tell of it."""
-        usage = response.usage if response is not None else None
+        # Of an answer that was stopped on its way, what is known of it is charged.
+        usage = response.usage if response is not None else self._so_far
         if response is not None:
             self._transcript.keep_exchange(message, response)
             self._last = (
@@ -153,6 +181,7 @@ class Exchanges:
             )
         elif isinstance(failure, ProviderError):
             usage = failure.usage
+        self._so_far = None
         if usage is None:
             await self._treasury.release(self._convo_id, request.id)
         else:

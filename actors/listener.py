@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from palaver.actors.approvals import ApprovalRequest, Decision
+from palaver.actors.feed import Feed, Responded, ToolEnded, ToolStarted
 from palaver.providers.errors import PalaverError
 from palaver.providers.messages import Message, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
@@ -107,6 +108,8 @@ class GuardedListener:
 
     def __init__(self, listener: Listener, convo: ConvoInfo) -> None:
         self.listener = listener
+        self.feed: Feed | None = None
+        """Told, too, while somebody follows a run."""
         self._convo = convo
         self._in_order = asyncio.Lock()
 
@@ -118,10 +121,14 @@ class GuardedListener:
         self, request_id: str, response: Response | None, error: PalaverError | None = None
     ) -> None:
         """Tell of a response."""
+        if self.feed is not None and response is not None:
+            self.feed.put(Responded(response=response))
         await self._tell("on_response", request_id, response, error)
 
     async def on_tool_call(self, call: ToolUse) -> None:
         """Tell of a tool call."""
+        if self.feed is not None:
+            self.feed.put(ToolStarted(call=call))
         await self._tell("on_tool_call", call)
 
     async def on_approval_needed(self, request: ApprovalRequest) -> None:
@@ -134,6 +141,8 @@ class GuardedListener:
 
     async def on_tool_result(self, call: ToolUse, result: ToolResult, error: PalaverError | None) -> None:
         """Tell of a tool result."""
+        if self.feed is not None:
+            self.feed.put(ToolEnded(call=call, result=result))
         await self._tell("on_tool_result", call, result, error)
 
     async def _tell(self, method: str, *args: object) -> None:

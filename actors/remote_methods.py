@@ -5,9 +5,10 @@ Layer: actors; Ray for its types alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
+from palaver.actors.feed import ConvoEvent
 from palaver.actors.result import RunResult
 from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.providers.messages import Content
@@ -66,3 +67,25 @@ class RemoteRun(Protocol):
 def remote_run(method: Callable[..., Coroutine[Any, Any, RunResult[Any]]]) -> RemoteRun:
     """As `remotely`, for `run`, whose result depends on an argument."""
     return cast("RemoteRun", method)
+
+
+class RemoteStream(Protocol):
+    """`ConvoActor.stream` seen from outside: batches of events, each an object of its own.
+
+    `palaver.actors.events` takes them apart.
+    """
+
+    def remote(
+        self, text: str, *contents: Content, output_type: Any = None, output_retries: int = OUTPUT_RETRIES
+    ) -> AsyncIterator[ray.ObjectRef[tuple[ConvoEvent, ...]]]:
+        """Call the method: Ray's ObjectRefGenerator, with a reference to each batch when it is there."""
+        ...
+
+    def options(self, **ray_options: Any) -> RemoteStream:
+        """The same method with Ray's options for a call."""
+        ...
+
+
+def remote_stream(method: Callable[..., AsyncGenerator[tuple[ConvoEvent, ...]]]) -> RemoteStream:
+    """As `remotely`, for `stream`."""
+    return cast("RemoteStream", method)

@@ -5,13 +5,17 @@ Layer: actors; one of the modules that know Ray.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from palaver.actors.endings import to_the_end
 from palaver.actors.errors import ConvoClosed, ConvoUnreachable
-from palaver.providers.errors import ConfigurationError
+from palaver.actors.feed import ConvoEvent
+from palaver.providers.errors import ConfigurationError, PalaverError
 
 T = TypeVar("T")
 
@@ -45,6 +49,36 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
         raise ConvoClosed(convo_id, reason) from error
     except RayError as error:
         raise ConvoUnreachable(convo_id, f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+async def events(
+    batches: AsyncIterator[ray.ObjectRef[tuple[ConvoEvent, ...]]], convo_id: str = "(unknown id)"
+) -> AsyncGenerator[ConvoEvent]:
+    """What happens in a run, as it happens: `async for event in events(convo.stream.remote("...")):`.
+
+    Ends with a RunEnded. Raises what `reply` raises. Leaving early stops the run, once the generator is
+    closed: use `contextlib.aclosing`.
+    """
+    ended = False
+    try:
+        async for ref in batches:
+            for event in await reply(ref, convo_id):
+                yield event
+        ended = True
+    except PalaverError:
+        ended = True
+        raise
+    finally:
+        if not ended:
+            await to_the_end(_stopped(batches))
+
+
+async def _stopped(batches: Any) -> None:
+    """Stop a run that nobody follows any more, and wait until it has stopped."""
+    with suppress(RayError):
+        ray.cancel(batches)  # pyright: ignore[reportUnknownMemberType]
+        async for ref in batches:
+            await ref
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
+from palaver.actors.feed import ConvoEvent, Responded, ToolStarted
 from palaver.actors.kin import Branch
 from palaver.actors.live import Watcher, changes, render
 from palaver.actors.replies import reply
@@ -22,6 +23,7 @@ from palaver.actors.session import Session
 from palaver.actors.swarm import Item, ItemResult, ask, over
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import PalaverError
+from palaver.providers.stream import TextDelta
 
 CANCEL_WITHIN_S = 15.0
 """How long a cancelled tree may take to come to rest before it is taken down as it is."""
@@ -53,6 +55,8 @@ class _Run:
         self._items = items
         self._results: list[ItemResult] = []
         self._attendant = Attendant(session.root, session.screen, yes=yes)
+        self._shown = self._told = ""
+        """What of an answer was shown as it came, and of the last whole one."""
         self._cancelling: asyncio.Task[None] | None = None
         self._at_rest = asyncio.Event()
 
@@ -64,7 +68,11 @@ class _Run:
             try:
                 async with self._view(), self._attendant:
                     if self._items is None:
-                        self._take(await ask(root, Item(label="", prompt=prompt)))
+                        # Who reads a file or a pipe wants the answer, not what was said on the way to it.
+                        tell = self._tell if self._screen.out_is_terminal else None
+                        if tell is not None:
+                            self._attendant.follow()
+                        self._take(await ask(root, Item(label="", prompt=prompt), tell))
                     else:
                         await self._over(self._items, concurrency)
             except asyncio.CancelledError:
@@ -97,12 +105,24 @@ class _Run:
             async for result in results:
                 self._take(result)
 
+    def _tell(self, event: ConvoEvent) -> None:
+        """Show the text as it comes."""
+        if isinstance(event, TextDelta):
+            self._screen.part(event.text)
+            self._shown += event.text
+        elif isinstance(event, Responded):
+            self._screen.end_parts()
+            self._told, self._shown = self._shown, ""
+        elif isinstance(event, ToolStarted):
+            self._attendant.shown(event.call.id)
+
     def _take(self, result: ItemResult) -> None:
         """Tell of a result the moment it is there."""
+        self._screen.end_parts()
         self._results.append(result)
         if self._out is not None:
             self._write(self._out, result)
-        if result.text:
+        if result.text and result.text != self._told:
             self._screen.answer(result.text if self._items is None else section(result))
         if not result.finished and result.convo_id is not None:
             self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")

@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -54,6 +54,9 @@ class Screen:
         self._picture: Live | None = None
         self._shown: RenderableType = ""
         self._later: list[Callable[[], None]] | None = None
+        self._parts: ExitStack | None = None
+        """What is undone at the end of an answer that comes in parts."""
+        self._line_open = False
 
     def answer(self, text: str) -> None:
         """Write what was asked for: to stdout, above the picture where they share a terminal.
@@ -69,6 +72,31 @@ class Screen:
             return
         self._out.write((printable(text, keep="\n\t") if self.out_is_terminal else text) + "\n")
         self._out.flush()
+
+    def part(self, text: str) -> None:
+        """Write a further part of an answer, as `answer` does; `end_parts` ends it.
+
+        Where both share a terminal, the picture makes room for it until then, and others wait.
+        Raises BrokenPipeError when nobody reads it any more.
+        """
+        if self._parts is None:
+            self._parts = ExitStack()
+            if self._picture is not None and self.out_is_terminal and self._is_one_terminal():
+                self._parts.enter_context(self._alone())
+        self._out.write(printable(text, keep="\n\t") if self.out_is_terminal else text)
+        self._out.flush()
+        self._line_open = not text.endswith("\n")
+
+    def end_parts(self) -> None:
+        """An answer that came in parts is whole, or comes no further. Harmless when there is none."""
+        parts, self._parts = self._parts, None
+        if parts is None:
+            return
+        with parts:
+            if self._line_open:
+                with suppress(OSError, ValueError):
+                    self._out.write("\n")
+                    self._out.flush()
 
     def note(self, text: str) -> None:
         """Write something about the run: to stderr. Never fails: it may be about the end of all."""
@@ -113,6 +141,12 @@ class Screen:
     @contextmanager
     def asking(self) -> Generator[None]:
         """Take the picture away for the block, and hold back what others write to this terminal."""
+        self.end_parts()
+        with self._alone():
+            yield
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
         if self._picture is not None:
             with suppress(OSError):
                 self._picture.stop()
@@ -144,6 +178,7 @@ class Screen:
 
     def clear(self) -> None:
         """Take the picture away, if there is one: for who does not come back to the end of `picture`."""
+        self.end_parts()
         live, self._picture = self._picture, None
         if live is not None:
             with suppress(OSError):

@@ -9,8 +9,8 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -18,8 +18,9 @@ from ray.exceptions import RayError
 
 from palaver.actors.convo import AnyTool, ConvoHandle
 from palaver.actors.endings import to_the_end
-from palaver.actors.errors import ConvoCancelled, ConvoClosed
-from palaver.actors.replies import reply
+from palaver.actors.errors import ConvoCancelled, ConvoClosed, ConvoUnreachable
+from palaver.actors.feed import ConvoEvent, RunEnded
+from palaver.actors.replies import events, reply
 from palaver.actors.result import RunResult
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, PalaverError
@@ -216,16 +217,33 @@ class _Swarm:
             raise self._cancelled
 
 
-async def ask(convo: ConvoHandle, item: Item) -> ItemResult:
-    """Run one item in a conversation that is there already. Never raises for what comes of it."""
+async def ask(convo: ConvoHandle, item: Item, tell: Callable[[ConvoEvent], None] | None = None) -> ItemResult:
+    """Run one item in a conversation that is there already. Never raises for what comes of it.
+
+    `tell` is told what happens meanwhile, as it happens; what it raises ends the run, and is raised.
+    """
     asking = asyncio.create_task(reply(convo.id.remote()))
     try:
-        result = await reply(convo.run.remote(item.prompt))
+        if tell is None:
+            result = await reply(convo.run.remote(item.prompt))
+        else:
+            result = await _followed(convo, item, tell)
         return ItemResult(label=item.label, convo_id=result.convo_id, result=result, usage=result.usage)
+    except OSError:
+        raise
     except Exception as error:  # also those of a provider that somebody wrote
         return await _failed_at_work(convo, item, error, asking)
     finally:
         asking.cancel()
+
+
+async def _followed(convo: ConvoHandle, item: Item, tell: Callable[[ConvoEvent], None]) -> RunResult[Any]:
+    async with aclosing(events(convo.stream.remote(item.prompt))) as told:
+        async for event in told:
+            if isinstance(event, RunEnded):
+                return event.result
+            tell(event)
+    raise ConvoUnreachable(item.label, "its run ended without a result")
 
 
 async def _failed_at_work(

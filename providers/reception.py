@@ -28,12 +28,21 @@ from palaver.providers.prices import Price
 from palaver.providers.provider import Response
 from palaver.providers.retry import Clock
 from palaver.providers.sse import ServerSentEvent, SseParser
-from palaver.providers.stream import END, Assembler, Delta, TextDelta, ThinkingDelta, ToolInputDelta
+from palaver.providers.stream import (
+    END,
+    Assembler,
+    Delta,
+    TextDelta,
+    ThinkingDelta,
+    ToolInputDelta,
+    UsageSoFar,
+)
 from palaver.providers.untyped import object_in
 from palaver.providers.usage import Usage
 
 BYTES_PER_TOKEN = 4
 
+_RECKONED_EACH_BYTES = 1_024
 _AFTER_THE_END_S = 5.0
 """How long to wait for what may follow an answer's end: its usage, and the end of the connection."""
 
@@ -72,6 +81,7 @@ class Reception:
         self._request_id = request_id_in(incoming.headers)
         self._told: Usage | None = None
         self._came_bytes = 0
+        self._reckoned_from = 0
         self._handed_out = False
 
     async def answer(self) -> dict[str, Any]:
@@ -131,6 +141,8 @@ class Reception:
             self._note(delta)
             if self._in_parts.hand_out is not None:
                 self._in_parts.hand_out(delta)
+        if self._came_bytes and not self._assembler.complete:
+            self._reckon()
 
     def _note(self, delta: Delta) -> None:
         if isinstance(delta, TextDelta | ThinkingDelta | ToolInputDelta):
@@ -138,6 +150,13 @@ class Reception:
             self._handed_out |= self._in_parts.hand_out is not None
         else:
             self._told = delta.usage
+
+    def _reckon(self) -> None:
+        """Hand out now and then what was used so far, since most providers tell it only at the end."""
+        if self._in_parts.hand_out is not None and self._came_bytes >= self._reckoned_from:
+            self._reckoned_from = self._came_bytes + _RECKONED_EACH_BYTES
+            if (usage := self._charged()) is not None:
+                self._in_parts.hand_out(UsageSoFar(usage=usage))
 
     def _charged(self) -> Usage | None:
         """What was charged for what had come; None when nothing had."""

@@ -6,7 +6,9 @@ Layer: providers; imports the neutral types and prices alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import json
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +21,7 @@ from palaver.providers.errors import BadRequest, ConfigurationError, ProviderErr
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
 from palaver.providers.prices import Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason
+from palaver.providers.stream import Answered, Delta, TextDelta, ToolInputDelta, UsageSoFar
 from palaver.providers.usage import Usage
 from palaver.providers.worst_case import USEFUL_TOKENS, CountedInput, WorstCase, priced
 
@@ -27,6 +30,9 @@ Reply: TypeAlias = str | ToolUse | Sequence[str | ToolUse] | Message | Response 
 
 Script: TypeAlias = Callable[[Request], Reply]
 """Decides each reply from the request."""
+
+_PIECES = re.compile(r"\s*\S+\s*$|\s*\S+|\s+")
+"""Words, each with the space before it."""
 
 
 class ScriptEnded(BadRequest):
@@ -147,6 +153,22 @@ class Scripted:
         if len(known) < len(costs):
             return replace(worst, input_usd=None, usd_per_output_token=None)
         return replace(worst, input_usd=max(known))
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
+        """The parts of one reply, a word at a time; see `Streams.stream`."""
+        response = await self.generate(request)
+        yield UsageSoFar(usage=response.usage.model_copy(update={"output_tokens": 0}))
+        position = 0
+        for part in response.message.content:
+            if isinstance(part, Text):
+                for piece in _PIECES.findall(part.text):
+                    await asyncio.sleep(0)
+                    yield TextDelta(text=piece)
+            elif isinstance(part, ToolUse):
+                yield ToolInputDelta(position=position, name=part.name, text=json.dumps(part.input))
+                position += 1
+        yield UsageSoFar(usage=response.usage)
+        yield Answered(response=response)
 
     async def generate(self, request: Request) -> Response:
         started_at = datetime.now(UTC)

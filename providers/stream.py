@@ -9,7 +9,7 @@ Layer: providers; imports the neutral types alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from pydantic import NonNegativeInt
@@ -74,11 +74,11 @@ class Answered(Value):
 class Streams(Protocol):
     """What a provider has besides when it can hand out an answer while it comes."""
 
-    def stream(self, request: Request) -> AsyncIterator[Delta | Answered]:
+    def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
         """The parts of one answer, as they come; the last is `Answered`.
 
         Tries that fail before anything was handed out are made again as in `Provider.generate`. After that,
-        raises StreamBroken, which carries what had come. Closing the iterator stops the request at once.
+        raises StreamBroken, which carries what had come. Closing the generator stops the request at once.
         """
         ...
 

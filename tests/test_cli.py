@@ -560,7 +560,7 @@ def test_chat_shows_tool_calls_and_ctrl_c_cancels_one_answer_alone(box: Box) -> 
     terminal.type("\x03")
     terminal.wait_for("(cancelled)")
     ask("again", "back")
-    ask("more", "over budget: $0.05 spent, at least $0.01 more", "max_dollars is $0.05. /budget")
+    ask("more", "is over its budget: $0.05 spent, at least $0.01 more", "max_dollars is $0.05. /budget")
     ask("/wrong", "there is no command '/wrong'", "/usage")
     ask("/usage", "responses   5")
     ask("/budget", "the limits count anew")

@@ -1,0 +1,123 @@
+"""The events of one run, for who follows it while it goes on: merged, and batched in time.
+
+Layer: actors, core; no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
+
+from palaver.actors.result import RunResult
+from palaver.providers.messages import Text, Thinking, ToolResult, ToolUse, Value
+from palaver.providers.provider import Response
+from palaver.providers.stream import Delta, TextDelta, ThinkingDelta, ToolInputDelta, UsageSoFar
+
+BATCHED_S = 0.04
+"""How long what comes is gathered: a piece of its own on its way through Ray costs about a millisecond."""
+
+
+class Responded(Value):
+    """An answer is whole, kept and charged."""
+
+    type: Literal["responded"] = "responded"
+    response: Response
+
+
+class ToolStarted(Value):
+    """A tool call begins; it may wait for somebody's yes."""
+
+    type: Literal["tool_started"] = "tool_started"
+    call: ToolUse
+
+
+class ToolEnded(Value):
+    """A tool call has ended, and the model will get this result."""
+
+    type: Literal["tool_ended"] = "tool_ended"
+    call: ToolUse
+    result: ToolResult
+
+
+class RunEnded(Value):
+    """The end of the run: what `run` would have returned. Always the last event."""
+
+    type: Literal["run_ended"] = "run_ended"
+    result: RunResult[Any]
+
+
+ConvoEvent: TypeAlias = Delta | Responded | ToolStarted | ToolEnded | RunEnded
+
+
+class Feed:
+    """What happens in one run, until somebody takes it."""
+
+    def __init__(self) -> None:
+        self._events: list[ConvoEvent] = []
+        self._some = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def put(self, event: ConvoEvent) -> None:
+        """Add an event; a piece is joined to the one before it where they belong together."""
+        joined = _joined(self._events[-1], event) if self._events else None
+        if joined is None:
+            self._events.append(event)
+        else:
+            self._events[-1] = joined
+        self._some.set()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._ended.set()
+        self._some.set()
+
+    async def batches(self) -> AsyncGenerator[tuple[ConvoEvent, ...]]:
+        """All events: the first at once, the others in batches, until the end."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            if self._events:
+                batch, self._events = tuple(self._events), []
+                yield batch
+            if self._ended.is_set():
+                if not self._events:
+                    return
+                self._some.set()
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), BATCHED_S)
+
+
+def _joined(last: ConvoEvent, event: ConvoEvent) -> ConvoEvent | None:
+    match last, event:
+        case TextDelta(), TextDelta():
+            return TextDelta(text=last.text + event.text)
+        case ThinkingDelta(), ThinkingDelta():
+            return ThinkingDelta(text=last.text + event.text)
+        case ToolInputDelta(), ToolInputDelta() if last.position == event.position:
+            return event.model_copy(update={"text": last.text + event.text})
+        case UsageSoFar(), UsageSoFar():
+            return event
+        case _:
+            return None
+
+
+def deltas_of(response: Response) -> Iterable[Delta]:
+    """The parts of an answer that came whole."""
+    position = 0
+    for part in response.message.content:
+        match part:
+            case Text():
+                yield TextDelta(text=part.text)
+            case Thinking():
+                yield ThinkingDelta(text=part.text)
+            case ToolUse():
+                text = part.malformed_input or json.dumps(part.input, ensure_ascii=False)
+                yield ToolInputDelta(position=position, name=part.name, text=text)
+                position += 1
+            case _:
+                pass
+    yield UsageSoFar(usage=response.usage)
