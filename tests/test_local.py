@@ -33,7 +33,10 @@ from palaver.providers.local import Local
 from palaver.providers.local_server import Folder
 from palaver.providers.messages import Message
 from palaver.providers.openai import OpenAI
+from palaver.providers.prices import Price
+from palaver.providers.profiles import Profile
 from palaver.providers.provider import Provider, Request, ToolSpec
+from palaver.providers.stream import Answered, Streams, TextDelta
 from palaver.providers.worst_case import CountedInput
 
 pytestmark = pytest.mark.local
@@ -207,6 +210,36 @@ async def test_the_same_server_speaks_the_wire_format_of_openai_and_of_anthropic
         await provider.aclose()
     await local.aclose()
     assert_nothing_is_left(folder)
+
+
+async def test_a_conversation_is_the_same_streamed_and_not_on_every_wire_format(folder: Path) -> None:
+    local = Local(temperature=0.0)
+    where = await local.endpoint()
+    openai = OpenAI(
+        where.model, base_url=where.url + "/v1", api_key=where.api_key, profile=Profile(stream_usage=True)
+    )
+    anthropic = Anthropic(where.model, base_url=where.url, api_key=where.api_key, price=Price.free())
+    for provider in (openai, anthropic, local):  # the server goes with the last
+        assert isinstance(provider, Streams)
+        messages: list[Message] = []
+        for question in ("Name two colours.", "Which of them is the sky?"):
+            messages.append(Message.user(question))
+            request = Request(messages=tuple(messages), max_tokens=24)
+            # What the first time filled the cache with is read from it by both that are compared.
+            await provider.generate(request)
+            whole = await provider.generate(request)
+            parts = [part async for part in provider.stream(request)]
+            answered = parts[-1]
+            assert isinstance(answered, Answered)
+            assert answered.response.message == whole.message
+            assert answered.response.stop_reason == whole.stop_reason
+            assert answered.response.usage == whole.usage
+            assert whole.usage.output_tokens > 0
+            texts = [part.text for part in parts if isinstance(part, TextDelta)]
+            assert "".join(texts) == whole.message.text
+            assert len(texts) > 3
+            messages.append(whole.message)
+        await provider.aclose()
 
 
 def test_processes_that_start_at_once_share_one_server(folder: Path) -> None:
