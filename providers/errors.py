@@ -49,9 +49,9 @@ class ProviderError(PalaverError):
     """A request to a provider failed for good: its retries, if the failure allows any, are used up.
 
     `status` is the HTTP status, None when no answer came. `request_id` is the provider's id of the
-    request, for its support. `retry_after_s` is how long the provider asks to wait, None when it did
-    not say. `usage` is what the provider charged although the request failed, None when unknown or
-    nothing.
+    request, for its support, and part of the error's text; None when it gave none. `retry_after_s` is how
+    long the provider asks to wait, None when it did not say. `usage` is what the provider charged although
+    the request failed, None when unknown or nothing.
     """
 
     retryable: ClassVar[bool] = False
@@ -74,7 +74,16 @@ class ProviderError(PalaverError):
         self.usage = usage
 
     def __str__(self) -> str:
-        return self.message
+        if self.request_id is None or self.request_id in self.message:
+            return self.message
+        return f"{self.message} (request id {self.request_id})"
+
+    def identified(self, request_id: str | None) -> Self:
+        """The same error with the provider's id of the request, unless it has one."""
+        if self.request_id is not None or request_id is None:
+            return self
+        message, provider, status, _, *more = self.args
+        return type(self)(message, provider, status, request_id, *more)
 
     def retold(self, message: str, usage: Usage | None) -> Self:
         """The same error in other words, with what all tries together were charged."""

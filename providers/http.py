@@ -31,6 +31,7 @@ from palaver.providers.errors import (
 )
 from palaver.providers.http_errors import (
     AnswerLost,
+    MalformedCall,
     Peer,
     error_from_object,
     error_from_status,
@@ -136,7 +137,7 @@ class Endpoint:
         self._connection.prepare()  # before the gate: what is let through is to be sent at once
         began_s = self._clock.monotonic_s()
         in_line_s = 0.0
-        attempts = 0
+        attempts = useless = 0
         charged: list[Usage] = []
         sending = _Sending(self._gate, self._lane, _tokens_at_most(body, content), self._retry.max_wait_s)
 
@@ -149,6 +150,7 @@ class Endpoint:
                 return await charging_attempt()
 
         async def charging_attempt() -> Response:
+            nonlocal useless
             try:
                 response = await self._attempt(path, content, read, sending, in_parts)
                 sending.answered(response.usage)
@@ -156,12 +158,15 @@ class Endpoint:
             except ProviderError as error:
                 if error.usage is not None:
                     charged.append(error.usage)
+                if error.usage is not None or isinstance(error, MalformedCall):
+                    useless += 1  # the model wrote something, told or not
                 raise
 
         def may_retry(error: BaseException) -> bool:
             if isinstance(error, AnswerLost):
                 return self._retry.retry_lost_answers and retry_charged
-            affordable = len(charged) <= (self._retry.max_charged_retries if retry_charged else 0)
+            most = self._retry.max_charged_retries if retry_charged or not charged else 0
+            affordable = useless <= most
             return isinstance(error, ProviderError) and error.retryable and affordable
 
         def must_stop(state: RetryCallState) -> bool:
@@ -207,9 +212,11 @@ class Endpoint:
         in_parts: InParts | None,
     ) -> Response:
         reception: Reception | None = None
+        request_id: str | None = None
 
         async def take(incoming: Incoming) -> Response:
-            nonlocal reception
+            nonlocal reception, request_id
+            request_id = self.peer.shown(request_id_in(incoming.headers) or "") or None
             sending.hold_s = used_up_s(incoming.headers, self._clock.now()) or 0.0
             is_stream = incoming.headers.get("content-type", "").startswith("text/event-stream")
             if in_parts is None or not is_stream or not 200 <= incoming.status < 300:
@@ -222,12 +229,10 @@ class Endpoint:
         try:
             return await self._connection.post(path, content, take, in_parts=in_parts is not None)
         except ProviderError as error:
-            if reception is None:
-                raise
-            failure = reception.failure(error, read)
+            failure = error if reception is None else reception.failure(error, read)
         if isinstance(failure, Response):
             return failure
-        raise failure
+        raise failure.identified(request_id)
 
     def _object_in(self, status: int, headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
         """The JSON object of a whole answer. Raises ProviderError for any other answer."""
@@ -248,7 +253,6 @@ class Endpoint:
                 f"{self.peer.title} answered HTTP {status} with no JSON object: {said}; check base_url",
                 self.peer.provider,
                 status,
-                request_id_in(headers),
             )
         return decoded
 

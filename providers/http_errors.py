@@ -37,6 +37,16 @@ _SHOWN_CHARACTERS = 500
 _SHORTEST_KEY = 4
 """Shorter "keys" are placeholders such as "x", which would turn every message into stars."""
 
+_REQUEST_ID_HEADERS = (
+    "request-id",
+    "x-request-id",
+    "x-ds-trace-id",
+    "x-kong-request-id",
+    "x-litellm-call-id",
+)
+"""Anthropic; OpenAI, xAI and most others; DeepSeek; whatever stands behind a Kong gateway; LiteLLM (as seen
+in public code that reads their answers, November 2026). Gemini sends none."""
+
 _STATUS_BY_CODE = {
     # Anthropic: platform.claude.com/docs/en/api/errors, November 2026
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402,
@@ -53,17 +63,24 @@ _STATUS_BY_CODE = {
 
 _QUOTA = re.compile(
     r"insufficient_quota|credit_balance_exhausted|enforced_spend_limit_reached"
-    r"|billing_hard_limit_reached|billing_error|credit balance is too low|insufficient balance",
+    r"|billing_hard_limit_reached|billing_error|credit balance is too low|insufficient balance"
+    # xAI (continue#10373); Fireworks' 412; LiteLLM's budgets (docs.litellm.ai proxy/users)
+    r"|used all available credits|doesn't have any credits|spending limit|budget_exceeded|budget has been",
     re.IGNORECASE,
 )
 """Not "exceeded your current quota": Gemini says that of its limits per minute too, which pass."""
 _TOO_LONG = re.compile(
     r"context_length_exceeded|exceed_context_size|prompt is too long|maximum context length"
     r"|input is too long|exceeds? (?:the |this model'?s? )?(?:available )?(?:maximum )?context"
-    r"|input token count.{0,40}exceeds the maximum",
+    r"|input token count.{0,40}exceeds the maximum"
+    # xAI; SGLang; LM Studio; Together; LiteLLM
+    r"|maximum prompt length|longer than the model'?s context length|context length of (?:only )?\d"
+    r"|max_new_tokens`? must be <=|contextwindowexceeded",
     re.IGNORECASE,
 )
-_BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid", re.IGNORECASE)
+_BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid|incorrect api key", re.IGNORECASE)
+_MODERATED = re.compile(r"moderation|flagged", re.IGNORECASE)
+"""OpenRouter refuses an input for what it says with a 403 (openrouter.ai/docs errors)."""
 _BAD_CALL = re.compile(r"tool_use_failed|malformed_function_call", re.IGNORECASE)
 
 _NEXT_STEP: Mapping[type[ProviderError], str] = {
@@ -125,6 +142,11 @@ def error_from_status(
 ) -> ProviderError:
     """The error for an HTTP answer with another status than 2xx. `now` counts for HTTP dates."""
     kind = _kind(status, body)
+    told = headers.get("x-should-retry")  # OpenAI's and Anthropic's, which their SDKs heed
+    if told == "false" and kind.retryable:
+        kind = QuotaExhausted if status == 429 else BadRequest
+    elif told == "true" and kind is BadRequest:
+        kind = Overloaded
     return _worded(kind, status, headers, body, peer=peer, now=now)
 
 
@@ -150,26 +172,36 @@ def error_object_in(answer: object) -> object | None:
     return top if top.get("type") == "error" or top.get("object") == "error" else None
 
 
-def request_id_in(headers: Mapping[str, str]) -> str | None:
-    """The provider's id of the request, for its support; None when it gave none."""
-    return headers.get("request-id") or headers.get("x-request-id")
+def request_id_in(headers: Mapping[str, str], body: str = "") -> str | None:
+    """The provider's id of the request, for its support, in headers or body; None when it gave none."""
+    found = next((headers[name] for name in _REQUEST_ID_HEADERS if headers.get(name)), None)
+    if found is None and '"request_id"' in body:
+        try:
+            found = as_text(as_dict(json.loads(body)).get("request_id"))
+        except ValueError:
+            return None
+    return found or None
 
 
 def _kind(status: int, body: str) -> type[ProviderError]:
     special = _special(status, body)
     if special is not None:
         return special
+    if status == 403 and _MODERATED.search(body):
+        return BadRequest
     if status in (401, 403):
         return AuthenticationFailed
     if status == 429:
         return RateLimited
-    # 408: the server did not get the request in time; 501: it will never know how.
-    return Overloaded if status == 408 or (status >= 500 and status != 501) else BadRequest
+    # 408: the server did not get the request in time; 409: it is locked for the moment (the official SDKs
+    # retry both); 498: Groq's flex tier is full (console.groq.com errors); 501: it will never know how.
+    passes = status in (408, 409, 498) or (status >= 500 and status != 501)
+    return Overloaded if passes else BadRequest
 
 
 def _special(status: int, body: str) -> type[ProviderError] | None:
     """What the body says more exactly than the status."""
-    if status == 402 or (status in (400, 403, 429) and _QUOTA.search(body)):
+    if status == 402 or (status in (400, 403, 412, 429) and _QUOTA.search(body)):
         return QuotaExhausted
     if status in (400, 413, 422, 500) and _TOO_LONG.search(body):  # 500: old llama.cpp
         return ContextTooLong
@@ -202,6 +234,8 @@ def _explanation(body: str) -> str:
     message = as_text(fields.get("message")) or as_text(fields.get("detail"))
     if not message:
         return body
+    # What the server behind OpenRouter said: "Provider returned error" alone tells nothing.
+    message = " ".join(filter(None, (message, as_text(as_dict(fields.get("metadata")).get("raw")))))
     names = [as_text(fields.get(field)) for field in ("type", "code", "status")]
     name = next((name for name in names if name and name not in message and name != "error"), "")
     return f"{name}: {message}" if name else message
@@ -227,6 +261,6 @@ def _worded(
     wait_s = retry_after_s(headers, body, now) if kind.retryable else None
     if wait_s is not None:
         step = f"it asks to wait {wait_s:g} s; {step}"
-    request_id = peer.shown(request_id_in(headers) or "") or None
+    request_id = peer.shown(request_id_in(headers, body) or "") or None
     message = f"{peer.title} answered HTTP {status}: {said}; {step}"
     return kind(message, peer.provider, status, request_id, wait_s, usage)

@@ -78,7 +78,7 @@ class Reception:
         self._sent_bytes = sent_bytes
         self._patience_s = patience_s
         self._clock = clock
-        self._request_id = request_id_in(incoming.headers)
+        self._request_id = peer.shown(request_id_in(incoming.headers) or "") or None
         self._told: Usage | None = None
         self._came_bytes = 0
         self._reckoned_from = 0

@@ -26,7 +26,7 @@ class RetryPolicy(Value):
     max_wait_s: PositiveFloat = 60.0
     """Longest single wait, also when the server asks for more."""
     max_charged_retries: NonNegativeInt = 2
-    """Retries after tries that the provider charged although their answer was of no use."""
+    """Retries after tries that the provider charged, or may have, although their answer was of no use."""
     retry_lost_answers: bool = False
     """Whether to send again what may have been answered and charged already."""
 

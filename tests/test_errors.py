@@ -41,7 +41,7 @@ def test_provider_error_survives_pickle_with_all_it_knows(kind: type[ProviderErr
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
     assert vars(copy) == vars(error)
-    assert str(copy) == "what"
+    assert str(copy) == "what (request id req_1)"
     assert pickle.loads(pickle.dumps(kind("alone"))).usage is None
 
 
