@@ -20,7 +20,6 @@ from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import Price
 from palaver.providers.profiles import (
     Profile,
-    llama_cpp_profile,
     profile_for,
     server_name,
     service_at,
@@ -48,17 +47,19 @@ class OpenAI:
     takes the variable of the service at `base_url` (OPENAI_API_KEY for api.openai.com), and no key for a
     host that is not known: a key is never sent to a server it was not made for.
 
-    `name` is who answers, by default the service or the host; reasoning goes back to the same name
-    alone. `profile` None chooses the flags by base URL and model. `max_tokens` bounds each answer where
-    the request names no bound; None leaves it to the server. `reasoning_effort` is passed on; None sends
-    none, except "none" beside tools to the OpenAI models that need it. `price` None looks the list price
-    up (about a second in the first provider of a process); it stays None when the price is unknown, and
-    then so is every cost that the server does not tell itself. `timeout_s` bounds one try as a
-    whole, or, of one that is streamed, the wait for each part. `rate_limits` are those of the key, kept by
-    all conversations of a cluster together; what is not given is learned, and None lets each send as it
-    likes.
+    `name` is who answers, by default the service or the host; reasoning goes back to the same name alone.
+    The flags of the server are chosen by base URL and model, and by `server` where the URL does not tell
+    what it is: "vllm", "sglang", "llama.cpp", "ollama", "lm-studio", "litellm" (see `SERVERS`). `profile`
+    replaces them: all with a Profile, single ones with a mapping. `max_tokens` bounds each answer where the
+    request names no bound; None leaves it to the server. `reasoning_effort` is passed on; None sends none,
+    except "none" beside tools to the OpenAI models that need it. `price` None looks the list price up
+    (about a second in the first provider of a process); it stays None when the price is unknown, and then
+    so is every cost that the server does not tell itself. `timeout_s` bounds one try as a whole, or, of one
+    that is streamed, the wait for each part. `rate_limits` are those of the key, kept by all conversations
+    of a cluster together; what is not given is learned, and None lets each send as it likes.
 
-    Raises MissingKey when the key's variable is not set, ConfigurationError for a wrong base URL.
+    Raises MissingKey when the key's variable is not set, ConfigurationError for a wrong base URL, and for a
+    server or a flag that is not known.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class OpenAI:
         api_key: str | Secret | None = None,
         api_key_env: str | None = None,
         name: str | None = None,
-        profile: Profile | None = None,
+        server: str | None = None,
+        profile: Profile | Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         reasoning_effort: str | None = None,
         price: Price | None = None,
@@ -84,7 +86,11 @@ class OpenAI:
             raise ConfigurationError(f"max_tokens is {max_tokens}; an answer needs at least 1")
         self._model = model
         self._name = name or server_name(base_url)
-        self._profile = profile or profile_for(base_url, model)
+        self._profile = (
+            profile
+            if isinstance(profile, Profile)
+            else profile_for(base_url, model, server=server, changes=profile)
+        )
         self._max_tokens = max_tokens
         self._reasoning_effort = reasoning_effort
         service = service_at(base_url)
@@ -223,6 +229,5 @@ class LlamaCPP(OpenAI):
     def __init__(self, model: str = "llama.cpp", *, base_url: str = LLAMA_CPP_URL, **options: Any) -> None:
         options.setdefault("price", Price.free())
         options.setdefault("rate_limits", None)
-        if options.get("profile") is None:
-            options["profile"] = llama_cpp_profile(base_url, model)
+        options.setdefault("server", "llama.cpp")
         super().__init__(model, base_url=base_url, **options)

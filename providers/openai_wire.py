@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from palaver.providers.call_ids import WireIds
 from palaver.providers.messages import Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.profiles import Profile
-from palaver.providers.provider import OutputSchema, Request, ToolChoice
+from palaver.providers.provider import OutputSchema, Request, ToolChoice, ToolSpec
 from palaver.providers.schemas import plain_schema, strict_schema
 from palaver.providers.worst_case import Overhead
 
@@ -65,21 +65,11 @@ def to_wire(
     if bound is not None:
         body[profile.max_tokens_field] = bound
     if request.tools:
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    **({"description": tool.description} if tool.description else {}),
-                    "parameters": plain_schema(tool.input_schema)
-                    if profile.plain_schemas
-                    else tool.input_schema,
-                },
-            }
-            for tool in request.tools
-        ]
+        body["tools"] = [_tool(tool, profile) for tool in _offered(request, profile)]
         if request.tool_choice is not None:
-            body["tool_choice"] = _tool_choice(request.tool_choice, profile)
+            choice = _tool_choice(request.tool_choice, profile)
+            if choice != "auto":  # what a server does by itself; DeepSeek refuses the field (any-llm#1384)
+                body["tool_choice"] = choice
             if not request.tool_choice.parallel and profile.parallel_tool_calls:
                 body["parallel_tool_calls"] = False
     if request.output_schema is not None:
@@ -109,12 +99,28 @@ def _system(request: Request, profile: Profile) -> str:
     return f"{request.system}\n\n{told}" if request.system.strip() else told
 
 
+def _offered(request: Request, profile: Profile) -> Sequence[ToolSpec]:
+    """The tools; the one alone that has to be called, where the server takes no name of it."""
+    choice = request.tool_choice
+    if choice is None or choice.type != "tool" or profile.forced_choice != "any":
+        return request.tools
+    return [tool for tool in request.tools if tool.name == choice.name] or request.tools
+
+
+def _tool(tool: ToolSpec, profile: Profile) -> dict[str, Any]:
+    schema = plain_schema(tool.input_schema) if profile.plain_schemas else tool.input_schema
+    described = {"description": tool.description} if tool.description else {}
+    return {"type": "function", "function": {"name": tool.name, **described, "parameters": schema}}
+
+
 def _tool_choice(choice: ToolChoice, profile: Profile) -> str | dict[str, Any]:
-    if choice.type in ("any", "tool") and not profile.forced_tool_choice:
+    if choice.type not in ("any", "tool"):
+        return choice.type
+    if profile.forced_choice == "never":
         return "auto"
-    if choice.type == "tool":
+    if choice.type == "tool" and profile.forced_choice == "named":
         return {"type": "function", "function": {"name": choice.name}}
-    return "required" if choice.type == "any" else choice.type
+    return "required"
 
 
 def _messages(request: Request, origin: str, profile: Profile) -> list[dict[str, Any]]:

@@ -3,19 +3,21 @@
 The defaults give the most conservative body. Sources: the quirk table of PROVIDERS.md and the issues
 named here, November 2026.
 
-Layer: providers; imports the value base alone.
+Layer: providers; imports the value base and the errors.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Value
 
 
 class Profile(Value):
-    """How to speak to one server. Every flag can be overridden: `profile.model_copy(update={...})`."""
+    """How to speak to one server. A user overrides single flags, `profile={"stream_usage": True}`, or all."""
 
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """OpenAI's reasoning models take the new name alone; DeepSeek silently ignores it."""
@@ -31,14 +33,15 @@ class Profile(Value):
     """Whether reasoning goes back, in the field it came in, to the server it came from."""
     parallel_tool_calls: bool = False
     """Whether the field `parallel_tool_calls` may be sent."""
-    forced_tool_choice: bool = True
-    """Whether a call may be demanded; False asks for it with "auto", which the model may ignore."""
+    forced_choice: Literal["named", "any", "never"] = "any"
+    """How a call may be demanded: of one tool by its name; as "required" alone, so that a demand of one tool
+    is sent with no other (lmstudio-bug-tracker#670 refuses a name, llama.cpp#26535 passes over it); or not
+    at all. A model may ignore it everywhere: who demands a call has to look whether one came."""
     plain_schemas: bool = False
     """Whether tool schemas lose $ref, additionalProperties and the like (pydantic-ai#10243)."""
     output_schema: Literal["never", "without_tools", "always"] = "never"
     """Whether an answer may be held to a JSON schema (`response_format`). Many servers take one, but then
-    refuse tools (llama.cpp, Gemini) or never let the model call them (vllm#39929). vLLM and SGLang, whose
-    URLs say nothing, take "without_tools"."""
+    refuse tools (llama.cpp, Gemini) or never let the model call them (vllm#39929)."""
     limits_in_output_schema: bool = False
     """Whether that schema may bound numbers and the length of lists; else the model is told in words."""
     tells_output_schema: bool = False
@@ -61,6 +64,7 @@ class Service(NamedTuple):
 
 _OPENAI = Profile(
     max_tokens_field="max_completion_tokens",
+    forced_choice="named",
     stream_usage=True,
     parallel_tool_calls=True,
     # Its chat completions neither give nor take reasoning.
@@ -69,15 +73,53 @@ _OPENAI = Profile(
     limits_in_output_schema=True,
     tells_output_schema=True,
 )
+_GEMINI = Profile(
+    plain_schemas=True,
+    # "Function calling with a response mime type: 'application/json' is unsupported"
+    # (googleapis/python-genai#867)
+    output_schema="without_tools",
+    tells_output_schema=True,
+)
+_TOGETHER = Profile(output_schema="without_tools")
+_FIREWORKS = Profile(output_schema="without_tools", stream_usage=True)  # langchain#36977
+_DEEPSEEK = Profile(
+    # "Thinking mode does not support this tool_choice", and V4 thinks unless told (DeepSeek-V3#1376)
+    forced_choice="never",
+    stream_usage=True,  # its API reference has the field (ds-api on docs.rs)
+)
 _MISTRAL = Profile(
     tool_call_id_pattern=r"[A-Za-z0-9]{9}",  # opencode#1680
-    user_may_follow_tool=False,
+    user_may_follow_tool=False,  # opencode#7488
     parallel_tool_calls=True,
     replay_reasoning=False,  # "Extra inputs are not permitted" (charmbracelet/crush#1590)
     output_schema="without_tools",
+    # No stream_usage: 422 "extra_forbidden" (openai-agents-python#442)
 )
-_CONSTRAINS = Profile(output_schema="without_tools")
-"""Holds any model's answer to a schema by sampling only what fits."""
+_GROQ = Profile(
+    # "property 'reasoning_content' is unsupported" (janhq/jan#8136, req_llm#772)
+    replay_reasoning=False,
+    stream_usage=True,  # celeste-python#351
+)
+_OPENROUTER = Profile(parallel_tool_calls=True)
+_XAI = Profile(stream_usage=True)  # litellm#17136
+_VLLM = Profile(forced_choice="named", output_schema="without_tools", stream_usage=True)
+_SGLANG = _VLLM
+"""Both sample only what fits a schema, by name too; which models heed it differs (vllm#50477)."""
+_LLAMA_CPP = Profile(
+    # It makes a grammar of a schema, but not beside tools.
+    output_schema="without_tools",
+    limits_in_output_schema=True,
+    stream_usage=True,
+)
+_OLLAMA = Profile(output_schema="without_tools", stream_usage=True)
+"""docs.ollama.com openai-compatibility. It takes `tool_choice` and passes over it (ollama#17921)."""
+_LM_STUDIO = Profile(
+    content_beside_calls="empty",  # null is refused (lmstudio-bug-tracker#261)
+    output_schema="without_tools",
+    stream_usage=True,  # taken since #261, heeded later (#713)
+)
+_LITELLM = Profile(stream_usage=True)
+"""It answers for `stream_options` itself (litellm#3490), and may refuse what the model behind does not take."""
 
 SERVICES: tuple[Service, ...] = (
     Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", _OPENAI),
@@ -85,21 +127,32 @@ SERVICES: tuple[Service, ...] = (
         "gemini",
         "https://generativelanguage.googleapis.com/v1beta/openai",
         "GEMINI_API_KEY",
-        # "Function calling with a response mime type: 'application/json' is unsupported"
-        # (googleapis/python-genai#867)
-        Profile(plain_schemas=True, output_schema="without_tools", tells_output_schema=True),
+        _GEMINI,
     ),
-    Service("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", _CONSTRAINS),
-    Service("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", _CONSTRAINS),
-    Service("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", Profile()),
+    Service("together", "https://api.together.xyz/v1", "TOGETHER_API_KEY", _TOGETHER),
+    Service("fireworks", "https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", _FIREWORKS),
+    Service("deepseek", "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", _DEEPSEEK),
     Service("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY", _MISTRAL),
-    # "property 'reasoning_content' is unsupported" (janhq/jan#8136)
-    Service("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", Profile(replay_reasoning=False)),
-    Service(
-        "openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", Profile(parallel_tool_calls=True)
-    ),
+    Service("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY", _GROQ),
+    Service("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", _OPENROUTER),
+    Service("xai", "https://api.x.ai/v1", "XAI_API_KEY", _XAI),
 )
 """Base URLs and variables as the vendors' documentation has them, November 2026."""
+
+SERVERS: Mapping[str, Profile] = {
+    "vllm": _VLLM,
+    "sglang": _SGLANG,
+    "llama.cpp": _LLAMA_CPP,
+    "ollama": _OLLAMA,
+    "lm-studio": _LM_STUDIO,
+    "litellm": _LITELLM,
+    **{service.name: service.profile for service in SERVICES},
+}
+"""The flags of each kind of server, by the name that `server=` takes."""
+
+_SERVER_BY_PORT = {11434: "ollama", 1234: "lm-studio"}
+"""Ports that hardly anybody else listens on (docs.ollama.com, lmstudio.ai/docs). Those of vLLM (8000),
+llama.cpp (8080), LiteLLM (4000) and SGLang (30000) tell nothing: they are anybody's."""
 
 _HOSTS = {str(urlsplit(service.base_url).hostname): service for service in SERVICES}
 
@@ -127,10 +180,44 @@ def server_name(base_url: str) -> str:
     return service.name if service else f"{host}:{parts.port}" if parts.port else host
 
 
-def profile_for(base_url: str, model: str) -> Profile:
-    """The flags for a model at a base URL; the defaults for a server that is not known."""
+def profile_for(
+    base_url: str, model: str, *, server: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Profile:
+    """The flags for a model at a base URL; the defaults for a server that is not known.
+
+    `server` is a name of `SERVERS`, for one whose URL does not tell what it is; None goes by the URL: its
+    host, or the port where that is one's own (Ollama, LM Studio). `changes` are single flags that the user
+    knows better. Raises ConfigurationError for a server or a flag that there is not.
+    """
+    profile = _of_model(_of_server(base_url, server), base_url, model)
+    if not changes:
+        return profile
+    unknown = sorted(changes.keys() - Profile.model_fields.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"profile has no flag {unknown[0]!r}; flags: {', '.join(sorted(Profile.model_fields))}"
+        )
+    try:
+        return Profile.model_validate({**profile.model_dump(), **changes})
+    except ValueError as error:
+        raise ConfigurationError(f"profile cannot be changed by {dict(changes)}: {error}") from error
+
+
+def _of_server(base_url: str, server: str | None) -> Profile:
+    if server is None:
+        service = service_at(base_url)
+        if service is not None:
+            return service.profile
+        parts = urlsplit(base_url)
+        server = _SERVER_BY_PORT.get(parts.port or 0)
+        return SERVERS[server] if server is not None else Profile()
+    if server not in SERVERS:
+        raise ConfigurationError(f"server {server!r} is not known; use one of {', '.join(sorted(SERVERS))}")
+    return SERVERS[server]
+
+
+def _of_model(profile: Profile, base_url: str, model: str) -> Profile:
     service = service_at(base_url)
-    profile = service.profile if service else Profile()
     family = model.lower().rsplit("/", 1)[-1]
     if service is not None and service.name == "openai":
         if family.startswith(_NEED_NO_EFFORT):
@@ -145,10 +232,3 @@ def profile_for(base_url: str, model: str) -> Profile:
             update={"tool_call_id_pattern": _MISTRAL.tool_call_id_pattern, "user_may_follow_tool": False}
         )
     return profile
-
-
-def llama_cpp_profile(base_url: str, model: str) -> Profile:
-    """The flags for llama.cpp's own server, which makes a grammar of a schema, but not beside tools."""
-    return profile_for(base_url, model).model_copy(
-        update={"output_schema": "without_tools", "limits_in_output_schema": True, "stream_usage": True}
-    )

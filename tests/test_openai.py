@@ -2,23 +2,20 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from wire_fakes import KEY, FakeClock, FakeServer, ok
+from chat_fakes import BASH, PRICE, answer, call, provider, response_to, wire
+from wire_fakes import KEY, FakeServer, ok
 
 from palaver.providers import (
     BadResponse,
-    Image,
     LlamaCPP,
     MalformedCall,
     Message,
     MissingKey,
-    Opaque,
     OpenAI,
     OutputSchema,
     Overloaded,
@@ -26,64 +23,14 @@ from palaver.providers import (
     Profile,
     RateLimited,
     Request,
-    Response,
     StopReason,
-    Text,
     Thinking,
     ToolChoice,
-    ToolResult,
-    ToolSpec,
     ToolUse,
     Usage,
 )
-from palaver.providers.http_errors import Peer
-from palaver.providers.openai_answer import from_wire, usage_from_wire
-from palaver.providers.openai_wire import to_wire
+from palaver.providers.openai_answer import usage_from_wire
 from palaver.providers.profiles import profile_for, server_name
-from palaver.providers.schemas import plain_schema
-
-PNG = Image(media_type="image/png", data=b"png")
-PNG_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,cG5n"}}
-BASH = ToolSpec(name="bash", description="Runs it", input_schema={"type": "object", "properties": {}})
-PRICE = Price.per_million_tokens(2, 8, cache_read_usd="0.5")
-MISTRAL = profile_for("https://api.mistral.ai/v1", "mistral-large-latest")
-
-
-def wire(*messages: Message, profile: Profile | None = None, **fields: Any) -> dict[str, Any]:
-    request = Request(messages=messages, **fields)
-    return to_wire(request, model="m", origin="here", profile=profile or Profile())
-
-
-def answer(message: dict[str, Any] | None, finish: object = "stop", **more: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": message, "finish_reason": finish}
-    return {"id": "c1", "model": "m-1", "choices": [choice], **more}
-
-
-def response_to(body: dict[str, Any], *messages: Message, price: Price | None = PRICE) -> Response:
-    return from_wire(
-        body,
-        request=Request(id="01J", messages=messages),
-        peer=Peer("here", "m"),
-        origin="here",
-        price=price,
-        now=datetime(2026, 11, 1, tzinfo=UTC),
-    )
-
-
-def call(arguments: object = "{}", wire_id: object = "call_1", **more: Any) -> dict[str, Any]:
-    return {"id": wire_id, "type": "function", "function": {"name": "bash", "arguments": arguments}, **more}
-
-
-def calls(*wire_calls: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return answer(
-        {"role": "assistant", "content": None, "tool_calls": list(wire_calls), **more}, "tool_calls"
-    )
-
-
-def provider(*answers: Any, model: str = "gpt-4.1", **options: Any) -> tuple[OpenAI, FakeServer]:
-    server = FakeServer(*answers)
-    options = {"api_key": KEY, "price": PRICE, "transport": server, "clock": FakeClock(), **options}
-    return OpenAI(model, **options), server
 
 
 async def test_request_goes_to_chat_completions_with_no_more_than_it_needs() -> None:
@@ -105,68 +52,18 @@ async def test_request_goes_to_chat_completions_with_no_more_than_it_needs() -> 
 
 
 def test_tools_are_functions_and_their_choice_has_openais_words() -> None:
+    named = Profile(forced_choice="named")
     body = wire(Message.user("a"), tools=(BASH,), tool_choice=ToolChoice(type="any"))
     function = {"name": "bash", "description": "Runs it", "parameters": BASH.input_schema}
     assert body["tools"] == [{"type": "function", "function": function}]
     assert body["tool_choice"] == "required"
     for choice, sent in (
-        (ToolChoice(), "auto"),
+        (ToolChoice(), None),  # a server's own choice is left out
         (ToolChoice(type="none"), "none"),
         (ToolChoice(type="tool", name="bash"), {"type": "function", "function": {"name": "bash"}}),
     ):
-        assert wire(Message.user("a"), tools=(BASH,), tool_choice=choice)["tool_choice"] == sent
-
-
-def test_tools_and_choice_are_left_out_when_there_are_none() -> None:
-    body = wire(Message.user("a"), tool_choice=ToolChoice(type="any", parallel=False))
-    assert body.keys() == {"model", "messages"}
-
-
-def test_forced_choice_is_asked_for_gently_where_a_server_cannot() -> None:
-    gentle = Profile(forced_tool_choice=False)
-    body = wire(Message.user("a"), profile=gentle, tools=(BASH,), tool_choice=ToolChoice(type="any"))
-    assert body["tool_choice"] == "auto"
-
-
-def test_parallel_calls_are_forbidden_only_where_the_field_is_known() -> None:
-    one = ToolChoice(parallel=False)
-    known = Profile(parallel_tool_calls=True)
-    assert "parallel_tool_calls" not in wire(Message.user("a"), tools=(BASH,), tool_choice=one)
-    assert (
-        wire(Message.user("a"), profile=known, tools=(BASH,), tool_choice=one)["parallel_tool_calls"] is False
-    )
-
-
-def test_tool_results_come_first_then_one_user_message_with_all_else() -> None:
-    results = (
-        ToolResult(tool_use_id="t1", content=(Text(text="a"), Text(text="b"), PNG)),
-        ToolResult(tool_use_id="t2", content=(Text(text="broke"),), is_error=True),
-        ToolResult(tool_use_id="t3"),
-        ToolResult(tool_use_id="t4", content=(PNG,)),
-    )
-    assert wire(Message.user("look", *results, PNG))["messages"] == [
-        {"role": "tool", "tool_call_id": "t1", "content": "a\nb"},
-        {"role": "tool", "tool_call_id": "t2", "content": "The tool failed:\nbroke"},
-        {"role": "tool", "tool_call_id": "t3", "content": "(no output)"},
-        {"role": "tool", "tool_call_id": "t4", "content": "(images follow)"},
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "Images in the result of tool call t1:"},
-                PNG_PART,
-                {"type": "text", "text": "Images in the result of tool call t4:"},
-                PNG_PART,
-                {"type": "text", "text": "look"},
-                PNG_PART,
-            ],
-        },
-    ]
-
-
-def test_images_stay_in_tool_results_where_a_server_takes_them() -> None:
-    result = ToolResult(tool_use_id="t1", content=(Text(text="a"), PNG))
-    (message,) = wire(Message.user(result), profile=Profile(images_in_tool_results=True))["messages"]
-    assert message["content"] == [{"type": "text", "text": "a"}, PNG_PART]
+        body = wire(Message.user("a"), profile=named, tools=(BASH,), tool_choice=choice)
+        assert body.get("tool_choice") == sent
 
 
 def test_plain_text_is_sent_as_a_string() -> None:
@@ -178,110 +75,9 @@ def test_empty_messages_are_not_sent() -> None:
     assert [message["content"] for message in body["messages"]] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("style", "fields"),
-    [("null", {"content": None}), ("empty", {"content": ""}), ("absent", {})],
-)
-def test_content_beside_calls_follows_the_profile(style: Any, fields: dict[str, Any]) -> None:
-    message = Message.assistant(ToolUse(id="t1", name="bash", input={"ü": 1}))
-    (sent,) = wire(message, profile=Profile(content_beside_calls=style))["messages"]
-    function = {"name": "bash", "arguments": '{"ü":1}'}
-    expected = [{"id": "t1", "type": "function", "function": function}]
-    assert sent == {"role": "assistant", **fields, "tool_calls": expected}
-
-
 def test_text_beside_calls_is_kept() -> None:
     (sent,) = wire(Message.assistant("I look.", ToolUse(id="t1", name="bash")))["messages"]
     assert sent["content"] == "I look."
-
-
-def test_max_tokens_has_the_name_the_server_knows() -> None:
-    assert wire(Message.user("a"), max_tokens=5)["max_tokens"] == 5
-    new = Profile(max_tokens_field="max_completion_tokens")
-    assert wire(Message.user("a"), profile=new, max_tokens=5)["max_completion_tokens"] == 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "given", "malformed"),
-    [
-        ('{"cmd": "ls"}', {"cmd": "ls"}, None),
-        ({"cmd": "ls"}, {"cmd": "ls"}, None),
-        ("", {}, None),
-        (None, {}, None),
-        ('{"cmd": ', {}, '{"cmd": '),
-        ("[1]", {}, "[1]"),
-        ('{"a": NaN}', {}, '{"a": NaN}'),
-        ([1], {}, "[1]"),
-        ('"text"', {}, '"text"'),
-    ],
-)
-def test_arguments_of_any_shape_are_read_and_replayed_as_valid_json(
-    arguments: object, given: dict[str, Any], malformed: str | None
-) -> None:
-    response = response_to(calls(call(arguments)))
-    (use,) = response.message.tool_uses
-    assert (use.input, use.malformed_input) == (given, malformed)
-    replayed = wire(response.message)["messages"][0]["tool_calls"][0]["function"]["arguments"]
-    assert json.loads(replayed) == given
-
-
-@pytest.mark.parametrize("missing", ["", None, 7])
-def test_missing_id_is_minted(missing: object) -> None:
-    (use,) = response_to(calls(call(wire_id=missing))).message.tool_uses
-    assert re.fullmatch("[A-Za-z0-9]{9}", use.id)
-    assert use.wire_id is None
-    (again,) = response_to(calls(call(wire_id=missing))).message.tool_uses
-    assert again.id == use.id  # reading twice gives the same message
-
-
-def test_ids_that_repeat_across_turns_are_unique_inside_and_their_own_outside() -> None:
-    first = response_to(calls(call(wire_id="functions.bash:0"))).message
-    second = response_to(calls(call(wire_id="functions.bash:0")), first).message
-    ids = [use.id for use in (*first.tool_uses, *second.tool_uses)]
-    assert len(set(ids)) == 2
-    sent = wire(first, second, Message.user(ToolResult(tool_use_id=ids[1])))["messages"]
-    assert [message["tool_calls"][0]["id"] for message in sent[:2]] == ["functions.bash:0"] * 2
-    assert sent[2]["tool_call_id"] == "functions.bash:0"
-
-
-def test_ids_that_repeat_within_an_answer_are_told_apart_on_the_wire_too() -> None:
-    message = response_to(calls(call(wire_id="x"), call(wire_id="x"), call(wire_id=""))).message
-    results = Message.user(*(ToolResult(tool_use_id=use.id) for use in message.tool_uses))
-    sent = wire(message, results)["messages"]
-    called = [each["id"] for each in sent[0]["tool_calls"]]
-    assert len(set(called)) == 3
-    assert [each["tool_call_id"] for each in sent[1:]] == called
-
-
-def test_mistral_gets_nine_letters_and_digits_always_the_same() -> None:
-    message = Message.assistant(
-        ToolUse(id="toolu_0123456789", name="bash"), ToolUse(id="abcDEF123", name="x")
-    )
-    results = Message.user(*(ToolResult(tool_use_id=use.id) for use in message.tool_uses), "next")
-    sent = wire(message, results, profile=MISTRAL)["messages"]
-    called = [each["id"] for each in sent[0]["tool_calls"]]
-    assert re.fullmatch("[A-Za-z0-9]{9}", called[0])
-    assert called[1] == "abcDEF123"
-    assert [each["tool_call_id"] for each in sent[1:3]] == called
-    assert [each["role"] for each in sent] == ["assistant", "tool", "tool", "assistant", "user"]
-    assert wire(message, profile=MISTRAL)["messages"][0]["tool_calls"][0]["id"] == called[0]
-
-
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_reasoning_goes_back_in_its_field_to_its_origin_alone(field: str) -> None:
-    details = [{"type": "reasoning.encrypted", "data": "x"}]
-    message = response_to(
-        answer({"content": "42", field: "so", "reasoning_details": details}),
-    ).message
-    assert message.content[0] == Thinking(
-        text="so", origin="here", raw={field: "so", "reasoning_details": details}
-    )
-    sent = {"role": "assistant", "content": "42", field: "so", "reasoning_details": details}
-    assert wire(message)["messages"] == [sent]
-    plain = [{"role": "assistant", "content": "42"}]
-    assert wire(message, profile=Profile(replay_reasoning=False))["messages"] == plain
-    elsewhere = to_wire(Request(messages=(message,)), model="m", origin="there", profile=Profile())
-    assert elsewhere["messages"] == plain
 
 
 def test_mistrals_thinking_parts_are_told_from_its_text() -> None:
@@ -291,19 +87,6 @@ def test_mistrals_thinking_parts_are_told_from_its_text() -> None:
     assert isinstance(message.content[0], Thinking)
     assert message.content[0].text == "so"
     assert wire(message)["messages"] == [{"role": "assistant", "content": "42"}]
-
-
-def test_geminis_signatures_go_back_to_gemini_alone() -> None:
-    signature = {"google": {"thought_signature": "sig"}}
-    message = response_to(calls(call(extra_content=signature, index=0), extra_content=signature)).message
-    (use,) = message.tool_uses
-    assert use.extra == {"extra_content": signature}
-    assert "sig" not in repr(use)
-    assert Opaque(origin="here", raw={"extra_content": signature}) in message.content
-    (sent,) = wire(message)["messages"]
-    assert sent["tool_calls"][0]["extra_content"] == sent["extra_content"] == signature
-    elsewhere = to_wire(Request(messages=(message,)), model="m", origin="there", profile=Profile())
-    assert "sig" not in json.dumps(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -411,22 +194,6 @@ def test_cost_the_server_reports_wins_over_the_price(counts: dict[str, Any], cos
     assert usage_from_wire(counts, PRICE).cost_usd == cost
 
 
-async def test_malformed_call_is_tried_again_and_both_tries_are_counted() -> None:
-    usage = {"prompt_tokens": 10, "completion_tokens": 1}
-    bad = ok(answer(None, "MALFORMED_FUNCTION_CALL", usage=usage))
-    gpt, server = provider(bad, ok({**calls(call()), "usage": usage}))
-    response = await gpt.generate(Request(messages=(Message.user("a"),)))
-    assert len(server.requests) == 2
-    assert response.usage == Usage(input_tokens=20, output_tokens=2, cost_usd=Decimal("0.000056"))
-
-
-async def test_error_inside_a_choice_is_retried_by_its_code() -> None:
-    busy = ok({"choices": [{"error": {"code": 503, "message": "busy"}}]})
-    gpt, server = provider(busy, ok(answer({"content": "hi"})))
-    assert (await gpt.generate(Request(messages=(Message.user("a"),)))).message.text == "hi"
-    assert len(server.requests) == 2
-
-
 @pytest.mark.parametrize(
     ("base_url", "model", "expected"),
     [
@@ -514,39 +281,6 @@ async def test_provider_pickles_after_use_without_showing_its_key() -> None:
 
 def module_answer(_: httpx.Request) -> httpx.Response:
     return ok(answer({"content": "hi"}))
-
-
-def test_plain_schema_writes_references_out_and_drops_what_is_refused() -> None:
-    schema = {
-        "$schema": "x",
-        "type": "object",
-        "title": "dropped",
-        "additionalProperties": False,
-        "properties": {
-            "title": {"type": "string", "default": "kept as a property, without its default"},
-            "point": {"$ref": "#/$defs/Point", "description": "where"},
-            "tree": {"$ref": "#/$defs/Tree"},
-            "kind": {"const": "a"},
-            "many": {"type": "array", "items": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Point"}]}},
-        },
-        "required": ["title"],
-        "$defs": {
-            "Point": {"type": "object", "properties": {"x": {"type": "number", "exclusiveMinimum": 0}}},
-            "Tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/Tree"}}},
-        },
-    }
-    point = {"type": "object", "properties": {"x": {"type": "number"}}}
-    assert plain_schema(schema) == {
-        "type": "object",
-        "properties": {
-            "title": {"type": "string"},
-            "point": {**point, "description": "where"},
-            "tree": {"type": "object", "properties": {"left": {"type": "object"}}},
-            "kind": {"type": "string", "enum": ["a"]},
-            "many": {"type": "array", "items": {"anyOf": [{"type": "null"}, point]}},
-        },
-        "required": ["title"],
-    }
 
 
 PET = OutputSchema(
