@@ -75,6 +75,7 @@ _OPENAI = Profile(
 )
 _GEMINI = Profile(
     plain_schemas=True,
+    stream_usage=True,  # seen in programs that read it there; its own documentation is silent
     # "Function calling with a response mime type: 'application/json' is unsupported"
     # (googleapis/python-genai#867)
     output_schema="without_tools",
@@ -100,7 +101,7 @@ _GROQ = Profile(
     replay_reasoning=False,
     stream_usage=True,  # celeste-python#351
 )
-_OPENROUTER = Profile(parallel_tool_calls=True)
+_OPENROUTER = Profile(parallel_tool_calls=True, stream_usage=True)  # OpenRouterTeam/typescript-sdk
 _XAI = Profile(stream_usage=True)  # litellm#17136
 _VLLM = Profile(forced_choice="named", output_schema="without_tools", stream_usage=True)
 _SGLANG = _VLLM
@@ -119,7 +120,7 @@ _LM_STUDIO = Profile(
     stream_usage=True,  # taken since #261, heeded later (#713)
 )
 _LITELLM = Profile(stream_usage=True)
-"""It answers for `stream_options` itself (litellm#3490), and may refuse what the model behind does not take."""
+"""It answers for `stream_options` itself (litellm#3490); other fields that a model lacks it refuses."""
 
 SERVICES: tuple[Service, ...] = (
     Service("openai", "https://api.openai.com/v1", "OPENAI_API_KEY", _OPENAI),

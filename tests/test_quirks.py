@@ -532,7 +532,7 @@ async def test_hint_in_a_body_is_kept_up_to_the_cap(hint: str, wait_s: float) ->
 def test_usage_of_streams_is_asked_for_where_it_is_known_to_be_taken() -> None:
     asks = {name for name, profile in SERVERS.items() if profile.stream_usage}
     assert asks == {
-        "openai", "fireworks", "deepseek", "groq", "xai", "vllm", "sglang", "llama.cpp", "ollama",
+        "openai", "gemini", "fireworks", "deepseek", "groq", "openrouter", "xai", "vllm", "sglang", "llama.cpp", "ollama",
         "lm-studio", "litellm",
     }  # fmt: skip
     assert not Profile().stream_usage
