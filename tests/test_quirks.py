@@ -17,6 +17,7 @@ from wire_fakes import FakeClock, FakeServer, ok
 
 from palaver.actors.conversation import Conversation
 from palaver.providers import (
+    BadRequest,
     BadResponse,
     ConfigurationError,
     Image,
@@ -188,6 +189,7 @@ async def test_arguments_that_are_no_json_are_an_error_for_the_model_and_stay_ou
 async def test_calls_are_run_whatever_the_finish_says(finish: object) -> None:
     body = shouts('{"text": "a"}')
     body["choices"][0]["finish_reason"] = finish
+    assert response_to(body).stop_reason is StopReason.TOOL_USE
     convo, server = talk(body, answer({"content": "done"}))
     assert (await convo.run("go")).text == "done"
     assert server.bodies[1]["messages"][-1]["content"] == "A"
@@ -526,14 +528,22 @@ async def test_hint_in_a_body_is_kept_up_to_the_cap(hint: str, wait_s: float) ->
     assert clock.waits == [wait_s]
 
 
+async def test_an_error_in_an_array_is_told_in_its_words_under_any_status() -> None:
+    error = {"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": "no such field"}}
+    for status in (400, 200):
+        model, _ = provider(httpx.Response(status, json=[error]))
+        with pytest.raises(BadRequest, match=f"HTTP {status}: INVALID_ARGUMENT: no such field;"):
+            await model.generate(ASK)
+
+
 # stream_options refused (422): opencode#27672, openai-agents-python#442
 
 
 def test_usage_of_streams_is_asked_for_where_it_is_known_to_be_taken() -> None:
     asks = {name for name, profile in SERVERS.items() if profile.stream_usage}
     assert asks == {
-        "openai", "gemini", "fireworks", "deepseek", "groq", "openrouter", "xai", "vllm", "sglang", "llama.cpp", "ollama",
-        "lm-studio", "litellm",
+        "openai", "gemini", "fireworks", "deepseek", "groq", "openrouter", "xai", "vllm",
+        "sglang", "llama.cpp", "ollama", "lm-studio", "litellm",
     }  # fmt: skip
     assert not Profile().stream_usage
 
