@@ -16,7 +16,7 @@ from palaver.actors.errors import (
     UnknownPrice,
     UnknownToolCall,
 )
-from palaver.actors.feed import ConvoEvent, Responded, RunEnded, ToolEnded, ToolStarted
+from palaver.actors.feed import ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.kin import Branch, State
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
 from palaver.actors.replies import events, reply
@@ -47,6 +47,7 @@ __all__ = [
     "NoopListener",
     "NothingToSend",
     "Responded",
+    "Retrying",
     "RunEnded",
     "RunResult",
     "State",

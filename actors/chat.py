@@ -20,7 +20,7 @@ from rich.text import Text
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
 from palaver.actors.errors import ConvoClosed
-from palaver.actors.feed import ConvoEvent, Responded, RunEnded, ToolEnded, ToolStarted
+from palaver.actors.feed import ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.interrupts import Interrupted
 from palaver.actors.replies import events, reply
 from palaver.actors.result import RunResult
@@ -157,6 +157,8 @@ class _Answer:
                     screen.note(brief_call(call))
                 self._show_stop(event.response)
                 self._running = {call.id: call.name for call in event.response.message.tool_uses}
+            case Retrying():
+                screen.note(f"(trying again in {event.wait_s:.0f} s: {event.reason})")
             case ToolStarted():
                 self._attendant.shown(event.call.id)
             case ToolEnded():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 
 from palaver.actors.endings import to_the_end
 from palaver.actors.entries import ResponseCharged
@@ -23,7 +23,7 @@ from palaver.actors.treasury import Treasury
 from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Message
 from palaver.providers.provider import Provider, Request, Response, new_request_id
-from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.retry import Clock, Retry, RetryPolicy, TellsRetries
 from palaver.providers.stream import Answered, Streams, UsageSoFar
 from palaver.providers.usage import Usage
 from palaver.providers.worst_case import USEFUL_TOKENS, BoundsCost, CountedInput, WorstCase
@@ -78,6 +78,7 @@ class Exchanges:
                     raise
                 retries += 1
                 wait_s = _WAITS.wait_s(retries, error.retry_after_s, self._clock.jitter())
+                await self._listener.on_retry(request.id, Retry(error, retries, wait_s))
             await self._clock.sleep(wait_s)
             request = request.model_copy(update={"id": new_request_id()})
 
@@ -131,7 +132,8 @@ class Exchanges:
     async def _answer(self, request: Request, message: Message) -> Response:
         await self._listener.on_request(request.id, message)
         feed = self._listener.feed
-        response = await (self._provider.generate(request) if feed is None else self._fed(request, feed))
+        with self._telling_retries(request.id):
+            response = await (self._provider.generate(request) if feed is None else self._fed(request, feed))
         counts = Counter(call.id for call in response.message.tool_uses)
         twice = [id for id, count in counts.items() if count > 1]
         if twice:
@@ -142,6 +144,11 @@ class Exchanges:
                 usage=response.usage,
             )
         return response
+
+    def _telling_retries(self, request_id: str) -> AbstractContextManager[None]:
+        if not isinstance(self._provider, TellsRetries):
+            return nullcontext()
+        return self._provider.telling(request_id, lambda retry: self._listener.on_retry(request_id, retry))
 
     async def _fed(self, request: Request, feed: Feed) -> Response:
         """The answer, and its parts to the feed as they come."""

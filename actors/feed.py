@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from palaver.actors.result import RunResult
 from palaver.providers.messages import Text, Thinking, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
@@ -42,6 +44,16 @@ class ToolEnded(Value):
     result: ToolResult
 
 
+class Retrying(Value):
+    """A request failed and is sent again in `wait_s` seconds (0: as soon as the rate gate lets it)."""
+
+    type: Literal["retrying"] = "retrying"
+    reason: str
+    attempt: PositiveInt
+    """How many tries there were."""
+    wait_s: NonNegativeFloat
+
+
 class RunEnded(Value):
     """The end of the run: what `run` would have returned. Always the last event."""
 
@@ -49,7 +61,7 @@ class RunEnded(Value):
     result: RunResult[Any]
 
 
-ConvoEvent: TypeAlias = Delta | Responded | ToolStarted | ToolEnded | RunEnded
+ConvoEvent: TypeAlias = Delta | Responded | Retrying | ToolStarted | ToolEnded | RunEnded
 
 
 class Feed:

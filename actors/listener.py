@@ -12,10 +12,11 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from palaver.actors.approvals import ApprovalRequest, Decision
-from palaver.actors.feed import Feed, Responded, ToolEnded, ToolStarted
+from palaver.actors.feed import Feed, Responded, Retrying, ToolEnded, ToolStarted
 from palaver.providers.errors import PalaverError
 from palaver.providers.messages import Message, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
+from palaver.providers.retry import Retry
 
 _log = logging.getLogger("palaver.listener")
 
@@ -23,7 +24,7 @@ LISTENER_TIMEOUT_S = 5.0
 """An async listener that takes longer is given up on, so that it cannot hold up the conversation."""
 
 
-_ADDED_LATER = frozenset({"on_approval_needed", "on_approval_decided"})
+_ADDED_LATER = frozenset({"on_approval_needed", "on_approval_decided", "on_retry"})
 """Methods that a listener which does not subclass NoopListener may have been written without."""
 
 
@@ -52,6 +53,10 @@ class Listener(Protocol):
         self, convo: ConvoInfo, request_id: str, response: Response | None, error: PalaverError | None
     ) -> Awaitable[None] | None:
         """The answer came; None when the request failed (`error` tells why) or was cancelled (no error)."""
+        ...
+
+    def on_retry(self, convo: ConvoInfo, request_id: str, retry: Retry) -> Awaitable[None] | None:
+        """A request failed and is about to be sent again, after `retry.wait_s` seconds."""
         ...
 
     def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
@@ -85,6 +90,9 @@ class NoopListener:
         self, convo: ConvoInfo, request_id: str, response: Response | None, error: PalaverError | None
     ) -> Awaitable[None] | None:
         """Ignore a response."""
+
+    def on_retry(self, convo: ConvoInfo, request_id: str, retry: Retry) -> Awaitable[None] | None:
+        """Ignore a retry."""
 
     def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
         """Ignore a tool call."""
@@ -124,6 +132,13 @@ class GuardedListener:
         if self.feed is not None and response is not None:
             self.feed.put(Responded(response=response))
         await self._tell("on_response", request_id, response, error)
+
+    async def on_retry(self, request_id: str, retry: Retry) -> None:
+        """Tell of a retry."""
+        if self.feed is not None:
+            reason, wait_s = str(retry.error), retry.wait_s
+            self.feed.put(Retrying(reason=reason, attempt=retry.attempt, wait_s=wait_s))
+        await self._tell("on_retry", request_id, retry)
 
     async def on_tool_call(self, call: ToolUse) -> None:
         """Tell of a tool call."""

@@ -39,7 +39,7 @@ from palaver.providers.provider import (
     ToolSpec,
 )
 from palaver.providers.rate_limits import RateLimits
-from palaver.providers.retry import RetryPolicy
+from palaver.providers.retry import Retry, RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
 from palaver.providers.stream import (
     Answered,
@@ -89,6 +89,7 @@ __all__ = [
     "Reply",
     "Request",
     "Response",
+    "Retry",
     "RetryPolicy",
     "Script",
     "ScriptEnded",

@@ -6,6 +6,7 @@ Layer: providers; the wire format is in `anthropic_wire` and `anthropic_stream`,
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from palaver.providers.anthropic_cost import dearest, overhead
@@ -20,7 +21,7 @@ from palaver.providers.prices import CacheWrites, Price
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.reception import InParts
-from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.retry import Clock, RetryPolicy, TellRetry
 from palaver.providers.secret import Secret
 from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
@@ -172,7 +173,12 @@ class Anthropic:
 
         started_at = self._clock.now()
         response = await self._endpoint.post(
-            "v1/messages", body, read, retry_charged=request.retry_charged, in_parts=in_parts
+            "v1/messages",
+            body,
+            read,
+            request_id=request.id,
+            retry_charged=request.retry_charged,
+            in_parts=in_parts,
         )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
@@ -180,6 +186,10 @@ class Anthropic:
     def rate_limits(self) -> RateLimits | None:
         """What is known of the limits of its key; None when it keeps none."""
         return self._endpoint.rate_limits
+
+    def telling(self, request_id: str, tell: TellRetry) -> AbstractContextManager[None]:
+        """Tell of the retries of one request; see `TellsRetries`."""
+        return self._endpoint.telling(request_id, tell)
 
     def through(self, gate: Gate | None) -> None:
         """Send through a gate, unless `rate_limits` is None; see `TakesGate`."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from palaver.providers.http_errors import (
 from palaver.providers.provider import Response
 from palaver.providers.rate_limits import Gate, Lane, Outcome, RateLimits, Told
 from palaver.providers.reception import BYTES_PER_TOKEN, InParts, Reception
-from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.retry import Clock, Retry, RetryPolicy, TellRetry
 from palaver.providers.retry_hints import used_up_s
 from palaver.providers.untyped import object_in
 from palaver.providers.usage import Usage
@@ -93,6 +94,7 @@ class Endpoint:
             else "; it is not sent twice, unless RetryPolicy(retry_lost_answers=True) allows it",
             transport=transport,
         )
+        self._telling: dict[str, TellRetry] = {}
         self._gate: Gate | None = None
         self._lane = None if rate_limits is None else Lane(self._lane_name(), rate_limits)
 
@@ -104,6 +106,15 @@ class Endpoint:
     def through(self, gate: Gate | None) -> None:
         """Send through a gate from now on, if there are rate limits; None sends without."""
         self._gate = None if self._lane is None else gate
+
+    @contextmanager
+    def telling(self, request_id: str, tell: TellRetry) -> Generator[None]:
+        """Tell of the retries of one request; see `TellsRetries`."""
+        self._telling[request_id] = tell
+        try:
+            yield
+        finally:
+            del self._telling[request_id]
 
     def _lane_name(self) -> str:
         key = "" if self.peer.key is None else self.peer.key.reveal()
@@ -120,6 +131,7 @@ class Endpoint:
         body: Mapping[str, Any],
         read: Callable[[dict[str, Any]], Response],
         *,
+        request_id: str = "",
         retry_charged: bool = True,
         in_parts: InParts | None = None,
     ) -> Response:
@@ -129,6 +141,7 @@ class Endpoint:
         every try that was charged. `retry_charged` False ends it with the first try that was, or may have
         been, charged, whatever the policy says. With `in_parts`, of a body that asks for a stream, the
         object is put together from its parts, and nothing is tried again once one was handed out.
+        `request_id` is ours, under which `telling` tells of retries.
         Raises ProviderError; when cancelled, stops at once.
         """
         from tenacity import AsyncRetrying, retry_if_exception
@@ -179,14 +192,19 @@ class Endpoint:
                 return 0.0  # the gate holds it, and all others
             return self._retry.wait_s(attempts, _asked_s(state), self._clock.jitter())
 
+        async def before_sleep(state: RetryCallState) -> None:
+            error, next_s = _failure(state), state.upcoming_sleep
+            _log.info("attempt %d failed, next in %.1f s: %s", attempts, next_s, error)
+            tell = self._telling.get(request_id)
+            if tell is not None and isinstance(error, ProviderError):
+                await tell(Retry(error, attempts, next_s))
+
         retrying = AsyncRetrying(
             sleep=self._clock.sleep,
             retry=retry_if_exception(may_retry),
             wait=wait_s,
             stop=must_stop,
-            before_sleep=lambda state: _log.info(
-                "attempt %d failed, next in %.1f s: %s", attempts, state.upcoming_sleep, _failure(state)
-            ),
+            before_sleep=before_sleep,
             reraise=True,
         )
         try:
@@ -266,7 +284,7 @@ class Endpoint:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_gate": None}
+        return {**self.__dict__, "_gate": None, "_telling": {}}
 
     def __repr__(self) -> str:
         return f"Endpoint({self.host!r})"

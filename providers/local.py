@@ -24,6 +24,7 @@ from palaver.providers.errors import ConfigurationError, ProviderError, StreamBr
 from palaver.providers.local_server import Folder, Lease, command_line
 from palaver.providers.openai import LlamaCPP, OpenAI
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
+from palaver.providers.retry import TellRetry
 from palaver.providers.secret import Secret
 from palaver.providers.stream import Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase
@@ -106,6 +107,7 @@ class Local:
             temperature=temperature,
             startup_timeout_s=startup_timeout_s,
         )
+        self._telling: dict[str, TellRetry] = {}
         self._connecting = asyncio.Lock()
         self._lease: Lease | None = None
         self._client: OpenAI | None = None
@@ -133,17 +135,28 @@ class Local:
         Raises ConfigurationError when there is nothing to start or it does not start, TransportFailed when
         the server dies while it answers; the next request starts another.
         """
-        return await self._watched(lambda client: client.generate(request))
+        return await self._watched(request, lambda client: client.generate(request))
+
+    @contextlib.contextmanager
+    def telling(self, request_id: str, tell: TellRetry) -> Generator[None]:
+        """Tell of the retries of one request; see `TellsRetries`."""
+        self._telling[request_id] = tell
+        try:
+            yield
+        finally:
+            del self._telling[request_id]
 
     def stream(self, request: Request) -> AsyncGenerator[Delta | Answered]:
         """The parts of one answer as they come; see `Streams.stream` and `generate`."""
         return handed_out(
-            lambda hand_out: self._watched(lambda client: client.generate_in_parts(request, hand_out))
+            lambda hand_out: self._watched(
+                request, lambda client: client.generate_in_parts(request, hand_out)
+            )
         )
 
-    async def _watched(self, ask: Callable[[OpenAI], Awaitable[Response]]) -> Response:
+    async def _watched(self, request: Request, ask: Callable[[OpenAI], Awaitable[Response]]) -> Response:
         lease, client = await self._connect()
-        answer = asyncio.ensure_future(ask(client))
+        answer = asyncio.create_task(self._asked(client, request, ask))
         try:
             while not answer.done():
                 await asyncio.wait((answer,), timeout=WATCH_S)
@@ -161,6 +174,13 @@ class Local:
                 answer.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ProviderError):
                     await answer
+
+    async def _asked(
+        self, client: OpenAI, request: Request, ask: Callable[[OpenAI], Awaitable[Response]]
+    ) -> Response:
+        tell = self._telling.get(request.id)
+        with client.telling(request.id, tell) if tell is not None else contextlib.nullcontext():
+            return await ask(client)
 
     async def endpoint(self) -> Endpoint:
         """Where the model is served, started if need be. Good until `aclose`."""

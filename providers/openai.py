@@ -7,6 +7,7 @@ servers apart in `profiles`, HTTP in `http`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from palaver.providers.errors import ConfigurationError
@@ -27,7 +28,7 @@ from palaver.providers.profiles import (
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.reception import InParts
-from palaver.providers.retry import Clock, RetryPolicy
+from palaver.providers.retry import Clock, RetryPolicy, TellRetry
 from palaver.providers.secret import Secret
 from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
@@ -189,7 +190,12 @@ class OpenAI:
 
         started_at = self._clock.now()
         response = await self._endpoint.post(
-            "chat/completions", body, read, retry_charged=request.retry_charged, in_parts=in_parts
+            "chat/completions",
+            body,
+            read,
+            request_id=request.id,
+            retry_charged=request.retry_charged,
+            in_parts=in_parts,
         )
         return response.model_copy(update={"started_at": started_at, "ended_at": self._clock.now()})
 
@@ -197,6 +203,10 @@ class OpenAI:
     def rate_limits(self) -> RateLimits | None:
         """What is known of the limits of its key; None when it keeps none."""
         return self._endpoint.rate_limits
+
+    def telling(self, request_id: str, tell: TellRetry) -> AbstractContextManager[None]:
+        """Tell of the retries of one request; see `TellsRetries`."""
+        return self._endpoint.telling(request_id, tell)
 
     def through(self, gate: Gate | None) -> None:
         """Send through a gate, unless `rate_limits` is None; see `TakesGate`."""

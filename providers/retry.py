@@ -1,6 +1,6 @@
 """When a failed request is sent again, and the clock that decides it.
 
-Layer: providers; imports the value base alone.
+Layer: providers; imports the value base and the errors.
 """
 
 from __future__ import annotations
@@ -8,10 +8,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from palaver.providers.errors import ProviderError
 from palaver.providers.messages import Value
 
 
@@ -38,6 +43,30 @@ class RetryPolicy(Value):
         if asked_s is not None:
             return min(asked_s + self.first_wait_s * jitter, self.max_wait_s)
         return min(self.first_wait_s * 2.0 ** (attempts - 1), self.max_wait_s) * (1 + jitter) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A try that failed and is made again.
+
+    `attempt` is how many there were, and `wait_s` the seconds until the next: 0 where the rate gate holds it.
+    """
+
+    error: ProviderError
+    attempt: int
+    wait_s: float
+
+
+TellRetry: TypeAlias = Callable[[Retry], Awaitable[None]]
+
+
+@runtime_checkable
+class TellsRetries(Protocol):
+    """What a provider has besides when it tries again by itself, and tells of it."""
+
+    def telling(self, request_id: str, tell: TellRetry) -> AbstractContextManager[None]:
+        """While the block runs, `tell` hears of each retry of that request before it is waited for."""
+        ...
 
 
 class Clock:

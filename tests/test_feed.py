@@ -7,22 +7,29 @@ from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel
 from test_conversation import call, convo, echo, hang
+from wire_fakes import FakeClock, FakeServer, ok
 
 from palaver.actors import Convo, RunEnded, ToolEnded, ToolStarted, events, reply
 from palaver.actors.budget import Budget
 from palaver.actors.cluster import Cluster
 from palaver.actors.conversation import Conversation
 from palaver.actors.errors import ConvoBusy
-from palaver.actors.feed import ConvoEvent, Feed, Responded
+from palaver.actors.feed import ConvoEvent, Feed, Responded, Retrying
+from palaver.actors.listener import ConvoInfo, NoopListener
 from palaver.providers import (
     Answered,
+    MalformedCall,
     Message,
+    OpenAI,
     ProviderError,
+    RateLimited,
     Request,
     Response,
+    Retry,
     Scripted,
     StreamBroken,
     TextDelta,
@@ -206,6 +213,43 @@ async def test_a_second_call_is_refused_while_a_run_is_followed() -> None:
             await c.run("too")
         with pytest.raises(ConvoBusy):
             await followed(c)
+
+
+class Told(NoopListener):
+    """Keeps the retries it is told of."""
+
+    def __init__(self) -> None:
+        self.retries: list[tuple[str, Retry]] = []
+
+    def on_retry(self, convo: ConvoInfo, request_id: str, retry: Retry) -> None:
+        self.retries.append((request_id, retry))
+
+
+async def test_each_try_again_is_told_by_the_provider_and_by_the_conversation() -> None:
+    busy = httpx.Response(429, json={"error": {"message": "slow down"}}, headers={"retry-after": "3"})
+    malformed = ok(
+        {
+            "choices": [{"message": {"content": ""}, "finish_reason": "malformed_function_call"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 5},
+        }
+    )
+    server = FakeServer(busy, malformed, busy, ok({"choices": [{"message": {"content": "yes"}}]}))
+    provider = OpenAI("m", base_url="http://acme.test/v1", transport=server, clock=FakeClock())
+    listener = Told()
+    c = convo(provider=provider, listener=listener, clock=FakeClock())
+    told = await followed(c)
+    assert [(type(each.error), each.attempt, each.wait_s) for _, each in listener.retries] == [
+        (RateLimited, 1, 3.0),  # by the provider
+        (MalformedCall, 1, 0.25),  # by the conversation, which had to reserve anew
+        (RateLimited, 1, 3.0),
+    ]
+    first, second, third = (request_id for request_id, _ in listener.retries)
+    assert first == second != third  # a try that was charged is a request of its own
+    reasons = [event.reason for event in told if isinstance(event, Retrying)]
+    assert len(reasons) == 3
+    assert "slow down" in reasons[0]
+    assert isinstance(told[-1], RunEnded)
+    assert told[-1].result.text == "yes"
 
 
 async def test_a_budget_that_is_used_up_is_the_result() -> None:
