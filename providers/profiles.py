@@ -100,11 +100,12 @@ _GROQ = Profile(
     # "property 'reasoning_content' is unsupported" (janhq/jan#8136, req_llm#772)
     replay_reasoning=False,
     stream_usage=True,  # celeste-python#351
+    parallel_tool_calls=True,  # its API reference, as in clientai#8
 )
 _OPENROUTER = Profile(parallel_tool_calls=True, stream_usage=True)  # OpenRouterTeam/typescript-sdk
 _XAI = Profile(stream_usage=True)  # litellm#17136
-_VLLM = Profile(forced_choice="named", output_schema="without_tools", stream_usage=True)
-_SGLANG = _VLLM
+_SGLANG = Profile(forced_choice="named", output_schema="without_tools", stream_usage=True)
+_VLLM = _SGLANG.model_copy(update={"parallel_tool_calls": True})  # its `maybe_filter_parallel_tool_calls`
 """Both sample only what fits a schema, by name too; which models heed it differs (vllm#50477)."""
 _LLAMA_CPP = Profile(
     # It makes a grammar of a schema, but not beside tools.

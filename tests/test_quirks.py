@@ -350,6 +350,11 @@ def test_parallel_calls_are_forbidden_only_where_the_field_is_known() -> None:
     )
 
 
+def test_servers_that_know_the_field_are_told_to_call_one_tool_at_a_time() -> None:
+    knows = {name for name, profile in SERVERS.items() if profile.parallel_tool_calls}
+    assert knows == {"openai", "mistral", "groq", "openrouter", "vllm"}
+
+
 def test_tools_and_choice_are_left_out_when_there_are_none() -> None:
     body = wire(Message.user("a"), tool_choice=ToolChoice(type="any", parallel=False))
     assert body.keys() == {"model", "messages"}
