@@ -75,7 +75,7 @@ _OPENAI = Profile(
 )
 _GEMINI = Profile(
     plain_schemas=True,
-    stream_usage=True,  # seen in programs that read it there; its own documentation is silent
+    stream_usage=True,  # public programs send it there; not seen in its documentation
     # "Function calling with a response mime type: 'application/json' is unsupported"
     # (googleapis/python-genai#867)
     output_schema="without_tools",
@@ -86,7 +86,7 @@ _FIREWORKS = Profile(output_schema="without_tools", stream_usage=True)  # langch
 _DEEPSEEK = Profile(
     # "Thinking mode does not support this tool_choice", and V4 thinks unless told (DeepSeek-V3#1376)
     forced_choice="never",
-    stream_usage=True,  # its API reference has the field (ds-api on docs.rs)
+    stream_usage=True,  # a field of its clients (ds-api on docs.rs)
 )
 _MISTRAL = Profile(
     tool_call_id_pattern=r"[A-Za-z0-9]{9}",  # opencode#1680
@@ -118,7 +118,7 @@ _OLLAMA = Profile(output_schema="without_tools", stream_usage=True)
 _LM_STUDIO = Profile(
     content_beside_calls="empty",  # null is refused (lmstudio-bug-tracker#261)
     output_schema="without_tools",
-    stream_usage=True,  # taken since #261, heeded later (#713)
+    stream_usage=True,  # taken without complaint (#261); older ones send no usage (#713)
 )
 _LITELLM = Profile(stream_usage=True)
 """It answers for `stream_options` itself (litellm#3490); other fields that a model lacks it refuses."""
