@@ -39,6 +39,7 @@ from palaver.providers.provider import (
     ToolSpec,
 )
 from palaver.providers.rate_limits import RateLimits
+from palaver.providers.responses import OpenAIResponses
 from palaver.providers.retry import Retry, RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
 from palaver.providers.stream import (
@@ -75,6 +76,7 @@ __all__ = [
     "ModelRow",
     "Opaque",
     "OpenAI",
+    "OpenAIResponses",
     "OutputSchema",
     "Overloaded",
     "PalaverError",

@@ -18,8 +18,9 @@ from palaver.providers.messages import Value
 from palaver.providers.openai import LLAMA_CPP_URL, LlamaCPP, OpenAI
 from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import Price
-from palaver.providers.profiles import SERVICES, service_at
+from palaver.providers.profiles import SERVICES, needs_responses, service_at
 from palaver.providers.provider import Provider
+from palaver.providers.responses import OpenAIResponses
 from palaver.providers.scripted import Scripted
 from palaver.providers.secret import Secret
 
@@ -126,8 +127,9 @@ def provider_for(
     if base_url is not None:
         return _at(name, base_url)(api_key=api_key, **options)
     service, model = _resolved(name)
-    make = Anthropic if service == "anthropic" else OpenAI
-    return make(model, base_url=_URLS[service], api_key=api_key, **options)
+    return _adapter(service, model, _URLS[service])(
+        model, base_url=_URLS[service], api_key=api_key, **options
+    )
 
 
 def default_provider() -> Provider:
@@ -176,13 +178,18 @@ def _at(name: str, base_url: str) -> Callable[..., Provider]:
     """Who speaks to `base_url`: the API follows from the name, the host is the user's."""
     if name in _MODELS:
         service, model = _MODELS[name]
-        make = Anthropic if service == "anthropic" else OpenAI
-        return partial(make, model, base_url=base_url)
+        return partial(_adapter(service, model, base_url), model, base_url=base_url)
     service, _, model = name.partition("/")
     # OpenRouter and its likes name models "anthropic/...", and speak chat completions.
     if service == "anthropic" and model and service_at(base_url) is None:
         return partial(Anthropic, model, base_url=base_url)
     return partial(OpenAI, name, base_url=base_url)
+
+
+def _adapter(service: str, model: str, base_url: str) -> Callable[..., Provider]:
+    if service == "anthropic":
+        return Anthropic
+    return OpenAIResponses if needs_responses(base_url, model) else OpenAI
 
 
 def _resolved(name: str) -> _Named:

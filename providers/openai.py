@@ -30,7 +30,7 @@ from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.reception import InParts
 from palaver.providers.retry import Clock, RetryPolicy, TellRetry
 from palaver.providers.secret import Secret
-from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Delta, handed_out
+from palaver.providers.stream import LONG_ANSWER_TOKENS, Answered, Assembler, Delta, handed_out
 from palaver.providers.worst_case import CountedInput, WorstCase, priced, worst_input_tokens
 
 if TYPE_CHECKING:
@@ -169,28 +169,19 @@ class OpenAI:
         return handed_out(lambda hand_out: self.generate_in_parts(request, hand_out))
 
     def _in_parts(self, hand_out: Callable[[Delta], None] | None = None) -> InParts:
-        return InParts(lambda: OpenAIAssembler(self._price), self._price, hand_out)
+        return InParts(self._assembler, self._price, hand_out)
 
     async def _answer(self, request: Request, in_parts: InParts | None) -> Response:
         body = self._to_wire(request)
         if in_parts is not None:
-            body["stream"] = True
-            if self._profile.stream_usage:
-                body["stream_options"] = {"include_usage": True}
+            body |= self._asks_for_parts()
 
         def read(answer: Mapping[str, Any]) -> Response:
-            return from_wire(
-                answer,
-                request=request,
-                peer=self._endpoint.peer,
-                origin=self._name,
-                price=self._price,
-                now=self._clock.now(),
-            )
+            return self._from_wire(answer, request)
 
         started_at = self._clock.now()
         response = await self._endpoint.post(
-            "chat/completions",
+            self._path,
             body,
             read,
             request_id=request.id,
@@ -215,6 +206,27 @@ class OpenAI:
     async def aclose(self) -> None:
         """Close the connections. Harmless when called twice."""
         await self._endpoint.aclose()
+
+    # What sets the API apart
+
+    _path = "chat/completions"
+
+    def _assembler(self) -> Assembler:
+        return OpenAIAssembler(self._price)
+
+    def _asks_for_parts(self) -> dict[str, Any]:
+        usage = {"stream_options": {"include_usage": True}} if self._profile.stream_usage else {}
+        return {"stream": True, **usage}
+
+    def _from_wire(self, answer: Mapping[str, Any], request: Request) -> Response:
+        return from_wire(
+            answer,
+            request=request,
+            peer=self._endpoint.peer,
+            origin=self._name,
+            price=self._price,
+            now=self._clock.now(),
+        )
 
     def _to_wire(self, request: Request) -> dict[str, Any]:
         return to_wire(

@@ -191,7 +191,7 @@ def _thinking_and_text(wire: Mapping[str, Any]) -> tuple[str, str]:
 def _tool_use(call: Mapping[str, Any], ids: CallIds, origin: str) -> ToolUse:
     function = as_dict(call.get("function"))
     own_id, wire_id = ids.assign(as_text(call.get("id")))
-    given, malformed = _arguments(function.get("arguments"))
+    given, malformed = tool_input(function.get("arguments"))
     return ToolUse(
         id=own_id,
         wire_id=wire_id,
@@ -206,9 +206,10 @@ def _tool_use(call: Mapping[str, Any], ids: CallIds, origin: str) -> ToolUse:
     )
 
 
-def _arguments(wire: object) -> tuple[dict[str, Any], str | None]:
-    """The input, and the text of what is no JSON object. Arguments come as text, as an object
-    (llama.cpp#20198), or empty (openai-agents-js#664).
+def tool_input(wire: object) -> tuple[dict[str, Any], str | None]:
+    """The input of a call by its arguments, and the text of what is no JSON object.
+
+    Arguments come as text, as an object (llama.cpp#20198), or empty (openai-agents-js#664).
     """
     given = object_in(wire)
     if given is not None:

@@ -176,12 +176,13 @@ def _content(parts: Iterable[Text | Image]) -> str | list[dict[str, Any]]:
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, Text)
-        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        else {"type": "image_url", "image_url": {"url": data_url(part)}}
         for part in shown
     ]
 
 
-def _data_url(image: Image) -> str:
+def data_url(image: Image) -> str:
+    """The picture as a URL that holds it."""
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
 
 

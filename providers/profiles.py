@@ -234,3 +234,9 @@ def _of_model(profile: Profile, base_url: str, model: str) -> Profile:
             update={"tool_call_id_pattern": _MISTRAL.tool_call_id_pattern, "user_may_follow_tool": False}
         )
     return profile
+
+
+def needs_responses(base_url: str, model: str) -> bool:
+    """Whether a model takes tools together with reasoning through OpenAI's Responses API alone."""
+    service = service_at(base_url)
+    return service is not None and service.name == "openai" and model.startswith(_NEED_NO_EFFORT)

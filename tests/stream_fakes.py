@@ -78,6 +78,30 @@ def chat_events(answer: dict[str, Any], cut: Cut = by_words) -> Events:
     return [*chunks, *([{**top, "choices": [], "usage": answer["usage"]}] if answer.get("usage") else [])]
 
 
+def responses_events(answer: dict[str, Any], cut: Cut = by_words) -> Events:
+    """The events of Responses that come to this answer."""
+    begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+    events: Events = [{"type": "response.created", "response": begun}]
+    for index, item in enumerate(answer["output"]):
+        place = {"output_index": index, "item_id": item.get("id")}
+        match item["type"]:
+            case "message":
+                empty, name = {**item, "content": []}, "response.output_text.delta"
+                texts = [part.get("text") or part.get("refusal") for part in item["content"]]
+            case "function_call":
+                empty, name = {**item, "arguments": ""}, "response.function_call_arguments.delta"
+                texts = [item["arguments"]]
+            case "reasoning":
+                empty, name = {**item, "summary": []}, "response.reasoning_summary_text.delta"
+                texts = [part["text"] for part in item["summary"]]
+            case _:
+                empty, name, texts = item, "", []
+        events.append({"type": "response.output_item.added", **place, "item": empty})
+        events += [{"type": name, **place, "delta": piece} for text in texts for piece in cut(text)]
+        events.append({"type": "response.output_item.done", **place, "item": item})
+    return [*events, {"type": f"response.{answer['status']}", "response": answer}]
+
+
 def sse(events: Iterable[dict[str, Any]], *, done: bool = False) -> bytes:
     """The bytes of these events; an event's `type` is its name, where it has one."""
     lines = [

@@ -19,7 +19,9 @@ from palaver.providers import (
     AnswerLost,
     Anthropic,
     Message,
+    Opaque,
     OpenAI,
+    OpenAIResponses,
     Overloaded,
     Price,
     Profile,
@@ -47,7 +49,7 @@ TOOL = ToolSpec(
 )
 REQUEST = Request(messages=(Message.user("What is the weather in Paris?"),))
 QUICK = RetryPolicy(max_attempts=3, first_wait_s=0.01, max_wait_s=0.02)
-ADAPTERS = ("anthropic", "chat")
+ADAPTERS = ("anthropic", "chat", "responses")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,8 @@ async def connect(server: LLMockServer) -> AsyncIterator[Connect]:
         options = {"api_key": "key", "price": PRICE, "retry": QUICK, "rate_limits": None, **options}
         if name == "anthropic":
             made.append(Anthropic("claude-sonnet-4-5", base_url=server.base_url(name), **options))
+        elif name == "responses":
+            made.append(OpenAIResponses("gpt-6.1-sol", base_url=server.base_url("openai"), **options))
         else:
             options["profile"] = Profile(stream_usage=True)
             made.append(OpenAI("gpt-4.1", base_url=server.base_url("openai"), **options))
@@ -114,6 +118,7 @@ def told(message: Message) -> list[Any]:
     return [
         (part.name, part.input) if isinstance(part, ToolUse) else getattr(part, "text", part)
         for part in message.content
+        if not isinstance(part, Opaque)
     ]
 
 
@@ -163,7 +168,10 @@ async def test_a_conversation_is_the_same_streamed_and_not(
     assert [record.stream for record in server.state.journal.records()] == [False] * 3 + [True] * 3
 
 
-@pytest.mark.parametrize(("name", "streamed"), [("anthropic", True), ("chat", False), ("chat", True)])
+@pytest.mark.parametrize(
+    ("name", "streamed"),
+    [("anthropic", True), ("chat", False), ("chat", True), ("responses", False), ("responses", True)],
+)
 async def test_a_call_whose_input_is_no_json_is_told(
     name: str, streamed: bool, server: LLMockServer, connect: Connect
 ) -> None:

@@ -36,6 +36,7 @@ from palaver.providers.openai import OpenAI
 from palaver.providers.prices import Price
 from palaver.providers.profiles import Profile
 from palaver.providers.provider import Provider, Request, ToolSpec
+from palaver.providers.responses import OpenAIResponses
 from palaver.providers.stream import Answered, Streams, TextDelta
 from palaver.providers.worst_case import CountedInput
 
@@ -219,7 +220,10 @@ async def test_a_conversation_is_the_same_streamed_and_not_on_every_wire_format(
         where.model, base_url=where.url + "/v1", api_key=where.api_key, profile=Profile(stream_usage=True)
     )
     anthropic = Anthropic(where.model, base_url=where.url, api_key=where.api_key, price=Price.free())
-    for provider in (openai, anthropic, local):  # the server goes with the last
+    responses = OpenAIResponses(
+        where.model, base_url=where.url + "/v1", api_key=where.api_key, price=Price.free()
+    )
+    for provider in (openai, anthropic, responses, local):  # the server goes with the last
         assert isinstance(provider, Streams)
         messages: list[Message] = []
         for question in ("Name two colours.", "Which of them is the sky?"):
@@ -231,7 +235,9 @@ async def test_a_conversation_is_the_same_streamed_and_not_on_every_wire_format(
             parts = [part async for part in provider.stream(request)]
             answered = parts[-1]
             assert isinstance(answered, Answered)
-            assert answered.response.message == whole.message
+            # Of Responses, each answer's items have ids of their own.
+            assert answered.response.message.text == whole.message.text
+            assert len(answered.response.message.content) == len(whole.message.content)
             assert answered.response.stop_reason == whole.stop_reason
             assert answered.response.usage == whole.usage
             assert whole.usage.output_tokens > 0

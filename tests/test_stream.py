@@ -11,7 +11,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stream_fakes import anthropic_events, chat_events, pieces_of, sse, streaming
+from stream_fakes import anthropic_events, chat_events, pieces_of, responses_events, sse, streaming
 from wire_fakes import KEY, FakeClock, FakeServer, ok
 
 from palaver.providers import (
@@ -22,6 +22,7 @@ from palaver.providers import (
     IncompleteAnswer,
     Message,
     OpenAI,
+    OpenAIResponses,
     Overloaded,
     Price,
     Profile,
@@ -92,6 +93,39 @@ CHAT: dict[str, Any] = {
     ],
     "usage": {"prompt_tokens": 150, "completion_tokens": 40, "prompt_tokens_details": {"cached_tokens": 50}},
 }
+RESPONSES: dict[str, Any] = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "model": "gpt-6.1-sol",
+    "error": None,
+    "output": [
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [{"type": "summary_text", "text": "Let me see what there is."}],
+            "encrypted_content": "c2VhbGVk",
+        },
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "phase": "commentary",
+            "content": [{"type": "output_text", "text": "I look twice.", "annotations": []}],
+        },
+        {
+            "type": "function_call",
+            "id": "fc_1",
+            "call_id": "call_1",
+            "name": "look",
+            "arguments": '{"at": "the door", "deep": [{"a": 1}]}',
+            "status": "completed",
+        },
+        {"type": "function_call", "id": "fc_2", "call_id": "call_2", "name": "wait", "arguments": "{}"},
+    ],
+    "usage": {"input_tokens": 150, "input_tokens_details": {"cached_tokens": 50}, "output_tokens": 40},
+}
 TEXT_CHAT: dict[str, Any] = {
     **CHAT,
     "choices": [
@@ -110,6 +144,23 @@ def chat(*answers: Any, **options: Any) -> tuple[OpenAI, FakeServer]:
     server = FakeServer(*answers)
     options = {"clock": FakeClock(), "price": PRICE, **options}
     return OpenAI("m-1", base_url="http://acme.test/v1", api_key=KEY, transport=server, **options), server
+
+
+def responses(*answers: Any, **options: Any) -> tuple[OpenAIResponses, FakeServer]:
+    server = FakeServer(*answers)
+    options = {"clock": FakeClock(), "price": PRICE, "api_key": KEY, **options}
+    return OpenAIResponses("gpt-6.1-sol", base_url="http://acme.test/v1", transport=server, **options), server
+
+
+MAKERS = [claude, chat, responses]
+WHOLE: dict[Any, dict[str, Any]] = {claude: ANTHROPIC, chat: CHAT, responses: RESPONSES}
+
+
+def body_of(make: Any) -> bytes:
+    """A whole answer, streamed."""
+    if make is claude:
+        return sse(anthropic_events(ANTHROPIC))
+    return sse(chat_events(CHAT), done=True) if make is chat else sse(responses_events(RESPONSES))
 
 
 def comparable(response: Response) -> Response:
@@ -139,6 +190,7 @@ def test_assembled_answer_is_the_whole_one_however_it_is_cut(words: list[int], c
         for make, answer, events, done in (
             (claude, ANTHROPIC, anthropic_events(ANTHROPIC, pieces_of(words)), False),
             (chat, CHAT, chat_events(CHAT, pieces_of(words)), True),
+            (responses, RESPONSES, responses_events(RESPONSES, pieces_of(words)), False),
         ):
             body = sse(events, done=done)
             sizes = pieces_of(chunks)
@@ -153,10 +205,7 @@ def test_assembled_answer_is_the_whole_one_however_it_is_cut(words: list[int], c
 
 
 async def test_parts_come_in_order_and_tell_calls_apart() -> None:
-    for provider in (
-        claude(streaming(sse(anthropic_events(ANTHROPIC))))[0],
-        chat(streaming(sse(chat_events(CHAT), done=True)))[0],
-    ):
+    for provider in (make(streaming(body_of(make)))[0] for make in MAKERS):
         parts = await parts_of(provider)
         texts = [part.text for part in parts if isinstance(part, TextDelta)]
         thoughts = [part.text for part in parts if isinstance(part, ThinkingDelta)]
@@ -175,17 +224,15 @@ async def test_parts_come_in_order_and_tell_calls_apart() -> None:
 
 async def test_one_answer_that_may_be_long_is_streamed_inside() -> None:
     long = REQUEST.model_copy(update={"max_tokens": 30_000})
-    for provider, server in (
-        claude(streaming(sse(anthropic_events(ANTHROPIC)))),
-        chat(streaming(sse(chat_events(CHAT), done=True))),
-    ):
+    for provider, server in (make(streaming(body_of(make))) for make in MAKERS):
         assert (await provider.generate(long)).message.text == "I look twice."
-        assert server.bodies[0]["stream"] is True
-        assert server.bodies[0]["max_tokens"] == 30_000
+        [body] = server.bodies
+        assert body["stream"] is True
+        assert body.get("max_output_tokens", body.get("max_tokens")) == 30_000
 
 
 async def test_server_that_answers_whole_although_a_stream_was_asked_for_is_understood() -> None:
-    for provider in (claude(ok(ANTHROPIC))[0], chat(ok(CHAT))[0]):
+    for provider in (make(ok(WHOLE[make]))[0] for make in MAKERS):
         [answered] = await parts_of(provider)
         assert answered.response.message.text == "I look twice."
 
@@ -377,6 +424,8 @@ def beginning(make: Any) -> bytes:
         return sse(
             anthropic_events({**ANTHROPIC, "content": [{"type": "text", "text": "one two three"}]})[:4]
         )
+    if make is responses:
+        return sse(responses_events({**RESPONSES, "output": RESPONSES["output"][1:2]})[:4])
     return sse(chat_events(TEXT_CHAT)[:3])
 
 
@@ -387,7 +436,7 @@ BREAKS = [
 ]
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("end", BREAKS)
 async def test_answer_that_breaks_off_is_handed_on_with_its_cost(make: Any, end: Any) -> None:
     provider, server = make(streaming(beginning(make), end))
@@ -404,23 +453,23 @@ async def test_answer_that_breaks_off_is_handed_on_with_its_cost(make: Any, end:
     assert len(server.requests) == 1  # never again once something was handed out
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("end", BREAKS)
 async def test_answer_that_breaks_off_unseen_is_asked_for_again_and_charged_twice(
     make: Any, end: Any
 ) -> None:
-    whole = sse(anthropic_events(ANTHROPIC)) if make is claude else sse(chat_events(CHAT), done=True)
+    whole = body_of(make)
     provider, server = make(streaming(beginning(make), end), streaming(whole))
     response = await provider.generate(REQUEST.model_copy(update={"max_tokens": 30_000}))
     assert response.message.text == "I look twice."
     assert len(server.requests) == 2
     assert response.usage.output_tokens > 40
     assert response.usage.total_input_tokens > 150
-    once = await make(ok(ANTHROPIC if make is claude else CHAT))[0].generate(REQUEST)
+    once = await make(ok(WHOLE[make]))[0].generate(REQUEST)
     assert response.usage.cost_usd > once.usage.cost_usd
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_who_keeps_a_budget_hears_of_each_answer_that_broke_off(make: Any) -> None:
     provider, server = make(streaming(beginning(make)))
     long = REQUEST.model_copy(update={"max_tokens": 30_000, "retry_charged": False})
@@ -431,7 +480,7 @@ async def test_who_keeps_a_budget_hears_of_each_answer_that_broke_off(make: Any)
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_stream_that_is_lost_before_its_first_event_is_not_sent_again(make: Any) -> None:
     provider, server = make(streaming([], CUT))
     error, parts = await failure_of(provider)
@@ -443,11 +492,16 @@ async def test_stream_that_is_lost_before_its_first_event_is_not_sent_again(make
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_error_inside_a_stream_is_told_as_what_it_is(make: Any) -> None:
     kind = {"type": "overloaded_error", "message": "busy"}
-    fault = sse([{"type": "error", "error": kind} if make is claude else {"error": {**kind, "code": 503}}])
-    whole = sse(anthropic_events(ANTHROPIC)) if make is claude else sse(chat_events(CHAT), done=True)
+    told: dict[Any, dict[str, Any]] = {
+        claude: {"type": "error", "error": kind},
+        chat: {"error": {**kind, "code": 503}},
+        responses: {"type": "error", "code": "server_error", "message": "busy"},
+    }
+    fault = sse([told[make]])
+    whole = body_of(make)
     provider, server = make(streaming(fault), streaming(whole))
     *_, last = await parts_of(provider)  # nothing had come yet, so it was asked for again
     assert last.response.message.text == "I look twice."
@@ -472,7 +526,7 @@ async def test_event_that_is_no_json_breaks_the_answer_off() -> None:
     assert isinstance(error, BadResponse)
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_stalled_stream_is_given_up_after_the_timeout_of_a_part(make: Any) -> None:
     provider, _ = make(streaming(beginning(make), stalls=True), timeout_s=0.05)
     error, _ = await failure_of(provider)
@@ -480,7 +534,7 @@ async def test_stalled_stream_is_given_up_after_the_timeout_of_a_part(make: Any)
     assert "no further part of its answer in time (0.05 s)" in str(error)
 
 
-@pytest.mark.parametrize("make", [claude, chat])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_closing_a_stream_ends_its_request_at_once(make: Any) -> None:
     body: list[Any] = []
     answer = streaming(beginning(make), stalls=True)

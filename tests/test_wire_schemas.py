@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from anthropic.types import message_create_params
 from openai.types.chat import completion_create_params
+from openai.types.responses import response_create_params
 from pydantic import TypeAdapter
 from wire_fakes import KEY, FakeServer, ok
 
@@ -20,6 +21,7 @@ from palaver.providers import (
     Message,
     Opaque,
     OpenAI,
+    OpenAIResponses,
     OutputSchema,
     Price,
     Profile,
@@ -128,6 +130,14 @@ OPENAI = {
     "llama.cpp": LlamaCPP,
 }
 
+RESPONSES = {
+    "newest": functools.partial(OpenAIResponses, "gpt-6.1-sol", **FREE),
+    "effort": functools.partial(
+        OpenAIResponses, "gpt-5.5", reasoning_effort="high", reasoning_summary="auto", max_tokens=3, **FREE
+    ),
+    "no reasoning": functools.partial(OpenAIResponses, "gpt-4.1", **FREE),
+}
+
 
 def closed(schema: Any, *, but: frozenset[str] = frozenset()) -> Any:
     """The schema with every object of named properties refusing all others."""
@@ -149,6 +159,10 @@ EXTENSIBLE = frozenset({"ChatCompletionAssistantMessageParam", "ChatCompletionMe
 def validator(kind: Any) -> jsonschema.Draft202012Validator:
     schema = TypeAdapter(kind).json_schema()
     return jsonschema.Draft202012Validator(closed(schema, but=EXTENSIBLE))
+
+
+def responses_validator() -> jsonschema.Draft202012Validator:
+    return validator(response_create_params.ResponseCreateParamsNonStreaming)
 
 
 def anthropic_validator() -> jsonschema.Draft202012Validator:
@@ -180,6 +194,13 @@ async def test_body_to_openai_fits_its_sdk(make: Any, request_: Request) -> None
     openai_validator().validate(body)
 
 
+@pytest.mark.parametrize("request_", CONVERSATIONS.values(), ids=list(CONVERSATIONS))
+@pytest.mark.parametrize("make", RESPONSES.values(), ids=list(RESPONSES))
+async def test_body_to_responses_fits_its_sdk(make: Any, request_: Request) -> None:
+    body = await body_of(make, request_, {"output": []})
+    responses_validator().validate(body)
+
+
 WRONG_FOR_ANTHROPIC = [
     lambda body: body.pop("max_tokens"),
     lambda body: body["messages"][0].update(role="system-ish"),
@@ -192,6 +213,16 @@ WRONG_FOR_ANTHROPIC = [
     lambda body: body.update(max_completion_tokens=5),
     lambda body: body.update(output_config={"format": {"type": "json_schema"}}),
     lambda body: body.update(response_format={"type": "text"}),
+]
+WRONG_FOR_RESPONSES = [
+    lambda body: body["input"][0].update(role="narrator"),
+    lambda body: body["input"][2].update(arguments={"c": "ls"}),
+    lambda body: body["input"][2].pop("call_id"),
+    lambda body: body["tools"][0].pop("parameters"),
+    lambda body: body.update(tool_choice="any"),
+    lambda body: body.update(max_tokens=5),
+    lambda body: body.update(include=["everything"]),
+    lambda body: body.update(text={"format": {"type": "json_schema", "name": "x"}}),
 ]
 WRONG_FOR_OPENAI = [
     lambda body: body.pop("messages"),
@@ -228,3 +259,12 @@ async def test_wrong_body_to_openai_is_noticed(spoil: Any) -> None:
     spoil(wrong)
     assert wrong != body
     assert not openai_validator().is_valid(wrong)
+
+
+@pytest.mark.parametrize("spoil", WRONG_FOR_RESPONSES)
+async def test_wrong_body_to_responses_is_noticed(spoil: Any) -> None:
+    body = await body_of(RESPONSES["newest"], CONVERSATIONS["calls"], {"output": []})
+    wrong = copy.deepcopy(body)
+    spoil(wrong)
+    assert wrong != body
+    assert not responses_validator().is_valid(wrong)
