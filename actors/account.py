@@ -67,6 +67,8 @@ class Account:
         self.known_cost_usd = Decimal()
         self.withheld_usd = Decimal()
         """What responses of unknown cost may have cost at most; it counts against the limit."""
+        self.withheld_tokens = 0
+        """What responses whose tokens were not told may have used at most; it counts against the limit."""
         self.unpriced = 0
         self.unbounded = 0
         """How many of the unpriced may have cost anything."""
@@ -122,7 +124,7 @@ class Account:
         if budget.max_responses is not None and responses >= budget.max_responses:
             return -1
         if budget.max_total_tokens is not None:
-            used = self.total_tokens + held * self.reserved_tokens
+            used = self.committed_tokens + held * self.reserved_tokens
             if used >= budget.max_total_tokens:
                 return -1
             room = min(room, budget.max_total_tokens - used - worst.input_tokens)
@@ -151,9 +153,9 @@ class Account:
         return EXACT.add(self.known_cost_usd, self.withheld_usd)
 
     @property
-    def total_tokens(self) -> int:
-        """All tokens, input and output."""
-        return self.spent.total_input_tokens + self.spent.output_tokens
+    def committed_tokens(self) -> int:
+        """All tokens, input and output, that are used, and that may have been."""
+        return self.spent.total_input_tokens + self.spent.output_tokens + self.withheld_tokens
 
     def refusal(self, worst: WorstCase, output_tokens: int) -> BudgetExceeded:
         """Why a request with at least so many output tokens does not fit, here."""
@@ -168,7 +170,7 @@ class Account:
             (
                 "max_total_tokens",
                 budget.max_total_tokens,
-                self.total_tokens,
+                self.committed_tokens,
                 self.reserved_tokens,
                 worst.input_tokens + output_tokens,
             ),
@@ -206,8 +208,13 @@ class Account:
         )
 
     def bounded_usage(self, now_s: float) -> CumulativeUsage:
-        """The usage, with what responses of unknown cost may have cost at most, where that is known."""
-        bounded = {"known_cost_usd": self.committed_usd, "unpriced_responses": self.unbounded}
+        """The usage, with what responses of unknown cost may have cost at most, where that is known, and of
+        untold tokens used."""
+        bounded = {
+            "known_cost_usd": self.committed_usd,
+            "unpriced_responses": self.unbounded,
+            "input_tokens": self.spent.input_tokens + self.withheld_tokens,
+        }
         return self.usage(now_s).model_copy(update=bounded)
 
     def left(self, now_s: float) -> Budget:
@@ -238,8 +245,13 @@ class Account:
         kept = self._give_back(charge.request_id)
         cost = charge.usage.cost_usd
         tokens = charge.usage.model_copy(update={"cost_usd": None})
+        told = charge.usage.total_input_tokens and charge.usage.output_tokens
+        withheld = 0
+        if kept is not None and charge.answered and not told:
+            withheld = max(0, kept.tokens - tokens.total_input_tokens - tokens.output_tokens)
         for account in self.lineage:
             account.spent += tokens
+            account.withheld_tokens += withheld
             account.responses += charge.answered
             if cost is not None:
                 if cost:  # or a sum of nothing would have six decimals

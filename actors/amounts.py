@@ -9,7 +9,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from palaver.actors.budget import Budget
-from palaver.actors.usage import CumulativeUsage
+from palaver.actors.usage import EXACT, CumulativeUsage
 
 
 def dollars(amount: Decimal | None) -> str:
@@ -21,7 +21,7 @@ def dollars(amount: Decimal | None) -> str:
     smallest = Decimal("0.000001")
     if 0 < amount < smallest:
         return "<$0.000001"
-    text = f"{amount.quantize(smallest):f}"
+    text = f"{amount.quantize(smallest, context=EXACT):f}"
     whole, _, cents = text.partition(".")
     return f"${whole}.{cents.rstrip('0').ljust(2, '0')}"
 
@@ -82,12 +82,15 @@ def summary(usage: CumulativeUsage, budget: Budget) -> str:
         )
     cost = dollars(usage.total_cost_usd)
     if usage.total_cost_usd is None:
+        count = usage.unpriced_responses
         cost = (
-            f"unknown ({usage.unpriced_responses} responses of a model without a known price; "
-            f"{dollars(usage.known_cost_usd)} for the others)"
+            f"unknown ({count} response{'s' if count > 1 else ''} without a known price or without "
+            f"its tokens; {dollars(usage.known_cost_usd)} for the others)"
         )
     if budget.max_dollars is not None:
         cost += f" of {dollars(budget.max_dollars)}"
+        if usage.known_cost_usd > budget.max_dollars:
+            cost += ", MORE than the limit: the provider charged more than the price that was reckoned with"
     calls = ", ".join(f"{name} {count}" for name, count in sorted(usage.tool_uses.items()))
     lines = [
         f"responses   {usage.responses}",

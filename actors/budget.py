@@ -26,6 +26,10 @@ _COUNTS: Mapping[str, str] = {
 """The limits that are plain numbers, and what of a CumulativeUsage each bounds; in the order of breaches."""
 
 
+_HIGHEST = 10**15
+"""Whoever writes more means no limit, or made a mistake; and sums of it would be no longer exact."""
+
+
 class Budget(Value):
     """Limits for a conversation with all its sub-conversations.
 
@@ -78,15 +82,24 @@ class Budget(Value):
         }
         super().__init__(**limits)
 
+    @field_validator("max_dollars", "max_wall_time", "max_depth", *_COUNTS, mode="before")
+    @classmethod
+    def _no_truth(cls, limit: object) -> object:
+        if isinstance(limit, bool):
+            raise ValueError(f"a limit of {limit} is no number; use None for no limit")
+        return limit
+
     @field_validator("max_dollars", "max_wall_time", "max_depth", *_COUNTS)
     @classmethod
-    def _not_negative(cls, limit: Any) -> Any:
+    def _within_reason(cls, limit: Any) -> Any:
         if limit is None:
             return None
         if isinstance(limit, Decimal) and not limit.is_finite():
             raise ValueError(f"a limit of {limit} is no number; use None for no limit")
         if limit < type(limit)(0):
             raise ValueError(f"a limit of {limit} is negative; use 0 or more, or None for no limit")
+        if not isinstance(limit, timedelta) and limit > _HIGHEST:
+            raise ValueError(f"a limit of {limit} is more than {_HIGHEST:.0e}; use None for no limit")
         return limit
 
     @property
@@ -131,6 +144,11 @@ class Budget(Value):
 
     def raised_by(self, more: Budget) -> Budget:
         """Each limit raised by that of `more`. Raises ConfigurationError where there is none to raise."""
+        if not more.limits or more.advisory:
+            what = "is advisory" if more.advisory else "names no limit"
+            raise ConfigurationError(
+                f"the budget to raise limits by {what}; say by how much, such as Budget(max_dollars=1)"
+            )
         own = self.limits
         unlimited = [name for name in more.limits if name not in own]
         if unlimited:

@@ -33,7 +33,7 @@ from palaver.actors.ledger import Ledger
 from palaver.actors.listener import ConvoInfo, GuardedListener, Listener, NoopListener
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult, RunStop, stop_of
-from palaver.actors.settings import Settings
+from palaver.actors.settings import Settings, check_budget
 from palaver.actors.tool_calls import ToolCalls
 from palaver.actors.transcript import Transcript
 from palaver.actors.treasury import RootTreasury, Treasury
@@ -269,6 +269,8 @@ class Conversation:
                 message = Message(role="user", content=tuple(contents))
         except BudgetExceeded as over:
             stop, detail = "budget", over.reason
+            if (failed := self.exchanges.failed_try) is not None:
+                detail += f"; the last try before that failed: {failed}"
         except (asyncio.CancelledError, ConvoCancelled):
             if self._cause is None:
                 raise
@@ -384,6 +386,7 @@ class Conversation:
 
     async def reset_budget(self, budget: Budget) -> None:
         """Set new limits, counted from what was used so far."""
+        check_budget(budget)
         await self.treasury.reset_budget(self.id, budget)
 
     async def fund(self, convo_id: str, budget: Budget) -> Budget:
@@ -392,6 +395,7 @@ class Conversation:
         What waited for its budget goes on. Raises UnknownConvo, ConvoClosed, and ConfigurationError for a
         limit that there is not.
         """
+        check_budget(budget)
         return await self.treasury.fund(convo_id, budget, asked_by=self.id)
 
     def _own_treasury(self) -> RootTreasury:

@@ -58,6 +58,8 @@ class Exchanges:
         """The request under way; None when there is none."""
         self.is_held = False
         """Whether that waits for its budgets."""
+        self.failed_try: ProviderError | None = None
+        """How the last try of the request under way, or of the last one, failed; None: no try did."""
         self._so_far: Usage | None = None
         """What the provider has counted of the answer that is on its way."""
 
@@ -69,7 +71,7 @@ class Exchanges:
         ProviderError.
         """
         request = request.model_copy(update={"retry_charged": False})
-        retries = 0
+        self.failed_try, retries = None, 0
         while True:
             try:
                 return await self._try(request, message)
@@ -78,7 +80,7 @@ class Exchanges:
                     raise
                 retries += 1
                 wait_s = _WAITS.wait_s(retries, error.retry_after_s, self._clock.jitter())
-                await self._listener.on_retry(request.id, Retry(error, retries, wait_s))
+                await self._tell_retry(request.id, Retry(error, retries, wait_s))
             await self._clock.sleep(wait_s)
             request = request.model_copy(update={"id": new_request_id()})
 
@@ -148,7 +150,11 @@ class Exchanges:
     def _telling_retries(self, request_id: str) -> AbstractContextManager[None]:
         if not isinstance(self._provider, TellsRetries):
             return nullcontext()
-        return self._provider.telling(request_id, lambda retry: self._listener.on_retry(request_id, retry))
+        return self._provider.telling(request_id, lambda retry: self._tell_retry(request_id, retry))
+
+    async def _tell_retry(self, request_id: str, retry: Retry) -> None:
+        self.failed_try = retry.error
+        await self._listener.on_retry(request_id, retry)
 
     async def _fed(self, request: Request, feed: Feed) -> Response:
         """The answer, and its parts to the feed as they come."""

@@ -192,7 +192,7 @@ def model_price(text: str) -> Price:
     try:
         if len(rates) == 2:
             return Price.per_million_tokens(*rates)
-    except (InvalidOperation, ValidationError):
+    except ConfigurationError:
         pass
     raise ConfigurationError(
         f"--price is {text!r}; write USD per million tokens of input and of output, both 0 or more, like "

@@ -131,7 +131,7 @@ class Ledger:
     def reset_budget(self, convo_id: str, budget: Budget) -> None:
         """Give a conversation other limits, counted from what was used so far."""
         account = self._open_account(convo_id)
-        on_top = budget.on_top_of(account.usage(self.now_s()))
+        on_top = budget.on_top_of(account.bounded_usage(self.now_s()))
         self._record(BudgetSet(convo_id=convo_id, budget=on_top))
 
     def fund(self, convo_id: str, budget: Budget, *, asked_by: str) -> Budget:

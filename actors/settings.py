@@ -13,6 +13,12 @@ from palaver.providers.errors import ConfigurationError
 from palaver.tools.limits import ToolLimits
 
 
+def check_budget(budget: object) -> None:
+    """Raise ConfigurationError for what is no Budget."""
+    if not isinstance(budget, Budget):
+        raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a conversation is started with, beside its provider, tools and place in the tree."""
@@ -32,16 +38,15 @@ class Settings:
             raise ConfigurationError(
                 f"system_prompt is a {type(system_prompt).__name__}; it has to be text (str)"
             )
-        if not isinstance(budget, Budget):
-            raise ConfigurationError(f"budget is a {type(budget).__name__}; pass a Budget(...)")
+        check_budget(budget)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigurationError(
                 f"max_tokens is {self.max_tokens}; use 1 or more, or None for the default"
             )
-        part = self.tell_budget_from
-        if part is not None and not 0 <= part <= 1:
+        part = cast("object", self.tell_budget_from)
+        if part is not None and (not isinstance(part, int | float) or not 0 <= part <= 1):
             raise ConfigurationError(
-                f"tell_budget_from is {part}; use a part of a limit, 0 to 1, or None to tell nothing"
+                f"tell_budget_from is {part!r}; use a part of a limit, 0 to 1, or None to tell nothing"
             )
         self.tool_limits.check("tool_limits")
 

@@ -17,7 +17,7 @@ from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
 from palaver.providers.price_list import lookup_price
-from palaver.providers.prices import CacheWrites, Price
+from palaver.providers.prices import CacheWrites, Price, check_given
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
 from palaver.providers.reception import InParts
@@ -104,6 +104,7 @@ class Anthropic:
             transport=transport,
         )
         self._clock = clock or Clock()
+        check_given(price)
         self._price = price if price is not None else lookup_price(model, base_url)
 
     @property

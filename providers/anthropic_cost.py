@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from palaver.providers.prices import Price
-from palaver.providers.untyped import as_count, as_dict, as_text
+from palaver.providers.untyped import as_count, as_dict, as_text, count_in
 from palaver.providers.usage import Usage
 from palaver.providers.worst_case import Overhead
 
@@ -58,8 +58,8 @@ def overhead(model: str) -> Overhead:
 
 
 def usage_from_wire(wire: object, price: Price | None) -> Usage:
-    """Usage with its cost; the cost is None when the price or the usage is unknown, or the price of how it
-    was served: in haste, in a batch, at a tier, in a part of the world.
+    """Usage with its cost; the cost is None when the price or one of the counts is unknown, or the price of
+    how it was served: in haste, in a batch, at a tier, in a part of the world.
 
     Anthropic's `input_tokens` exclude what was read from or written to the cache, as ours do.
     """
@@ -76,7 +76,8 @@ def usage_from_wire(wire: object, price: Price | None) -> Usage:
         output_tokens=as_count(counts.get("output_tokens")),
         thinking_tokens=as_count(as_dict(counts.get("output_tokens_details")).get("thinking_tokens")),
     )
-    price = _served(price, counts)
+    told = count_in(counts.get("input_tokens")), count_in(counts.get("output_tokens"))
+    price = _served(price, counts) if None not in told else None
     return usage if price is None else usage.model_copy(update={"cost_usd": price.cost(usage)})
 
 

@@ -18,7 +18,7 @@ from palaver.providers.openai_answer import from_wire
 from palaver.providers.openai_stream import OpenAIAssembler
 from palaver.providers.openai_wire import overhead, to_wire
 from palaver.providers.price_list import lookup_price
-from palaver.providers.prices import Price
+from palaver.providers.prices import Price, check_given
 from palaver.providers.profiles import (
     Profile,
     profile_for,
@@ -107,6 +107,7 @@ class OpenAI:
             transport=transport,
         )
         self._clock = clock or Clock()
+        check_given(price)
         self._price = price if price is not None else lookup_price(model, base_url)
 
     @property

@@ -20,7 +20,7 @@ from palaver.providers.http_errors import MalformedCall, Peer, error_from_object
 from palaver.providers.messages import Content, Message, Opaque, Text, Thinking, ToolUse
 from palaver.providers.prices import Price
 from palaver.providers.provider import Request, Response, StopReason
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text, list_in, object_in
+from palaver.providers.untyped import as_count, as_dict, as_list, as_text, count_in, list_in, object_in
 from palaver.providers.usage import Usage
 
 _CUT_SHORT: Mapping[str, StopReason] = {
@@ -72,7 +72,8 @@ def from_wire(
 
 
 def usage_from_wire(wire: object, price: Price | None) -> Usage:
-    """Usage with its cost; None when neither the server told it nor the price is known.
+    """Usage with its cost; None when the server did not tell it, and either the price is not known or one of
+    the two counts that it needs is missing or no number.
 
     `prompt_tokens` include what was cached. A total that exceeds prompt and completion is reasoning
     which the completion leaves out (Gemini, xAI): it is charged as output.
@@ -82,8 +83,8 @@ def usage_from_wire(wire: object, price: Price | None) -> Usage:
         return Usage()
     of_prompt = as_dict(counts.get("prompt_tokens_details"))
     of_completion = as_dict(counts.get("completion_tokens_details"))
-    prompt = as_count(counts.get("prompt_tokens"))
-    completion = as_count(counts.get("completion_tokens"))
+    told = count_in(counts.get("prompt_tokens")), count_in(counts.get("completion_tokens"))
+    prompt, completion = (count or 0 for count in told)
     cached = (
         as_count(of_prompt.get("cached_tokens"))
         or as_count(counts.get("prompt_cache_hit_tokens"))  # DeepSeek
@@ -91,7 +92,7 @@ def usage_from_wire(wire: object, price: Price | None) -> Usage:
     )
     cached = min(cached, prompt)
     written = min(as_count(of_prompt.get("cache_write_tokens")), prompt - cached)
-    left_out = max(as_count(counts.get("total_tokens")) - prompt - completion, 0)
+    left_out = max(as_count(counts.get("total_tokens")) - prompt - completion, 0) if None not in told else 0
     usage = Usage(
         input_tokens=prompt - cached - written,
         cache_read_input_tokens=cached,
@@ -100,7 +101,7 @@ def usage_from_wire(wire: object, price: Price | None) -> Usage:
         thinking_tokens=max(as_count(of_completion.get("reasoning_tokens")), left_out),
     )
     cost = _reported_cost(counts)
-    if cost is None and price is not None:
+    if cost is None and price is not None and None not in told:
         cost = price.cost(usage)
     return usage.model_copy(update={"cost_usd": cost})
 

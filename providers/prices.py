@@ -1,16 +1,17 @@
 """Prices: what a model's tokens cost, exactly. Where they come from is in `price_list`.
 
-Layer: providers; imports the neutral types alone.
+Layer: providers; imports the neutral types and the errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Context, Decimal, localcontext
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from pydantic import Field, NonNegativeInt, field_validator
 
+from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Value
 from palaver.providers.usage import Usage
 
@@ -112,21 +113,28 @@ class Price(Value):
     ) -> Price:
         """A price without tiers, in USD per million tokens; None as in `Rates`.
 
-        Raises pydantic.ValidationError for a negative rate and decimal.InvalidOperation for a text
-        that is no number.
+        Raises ConfigurationError for a rate that is negative or no number.
         """
-
-        def exact(usd: Decimal | int | str | None) -> Decimal | None:
-            return None if usd is None else Decimal(usd)
-
-        rates = Rates(
-            input=Decimal(input_usd),
-            output=Decimal(output_usd),
-            cache_read=exact(cache_read_usd),
-            cache_write=exact(cache_write_usd),
-            cache_write_1h=exact(cache_write_1h_usd),
-        )
-        return cls(usd_per_million_tokens=rates)
+        given = {
+            "input": input_usd,
+            "output": output_usd,
+            "cache_read": cache_read_usd,
+            "cache_write": cache_write_usd,
+            "cache_write_1h": cache_write_1h_usd,
+        }
+        rates: dict[str, Decimal] = {}
+        for name, usd in given.items():
+            if usd is None and name not in ("input", "output"):
+                continue
+            try:
+                rates[name] = Decimal(cast("str", usd))
+            except (ArithmeticError, TypeError, ValueError):
+                rates[name] = Decimal("nan")
+            if not rates[name].is_finite() or rates[name] < 0:
+                raise ConfigurationError(
+                    f"{name}_usd of a price is {usd!r}; use USD per million tokens, 0 or more, such as '0.15'"
+                )
+        return cls(usd_per_million_tokens=Rates.model_validate(rates))
 
     @classmethod
     def free(cls) -> Price:
@@ -204,6 +212,15 @@ class Price(Value):
             if total_input_tokens > tier.above_input_tokens:
                 rates = tier.usd_per_million_tokens
         return rates
+
+
+def check_given(price: object) -> None:
+    """Raise ConfigurationError for a `price` that is neither a Price nor None."""
+    if price is not None and not isinstance(price, Price):
+        raise ConfigurationError(
+            f"price is a {type(price).__name__}; pass a Price, such as "
+            "Price.per_million_tokens('0.15', '0.60'), or None to look it up"
+        )
 
 
 def _worst_input(rates: Rates, cache_writes: CacheWrites) -> Decimal:

@@ -43,6 +43,8 @@ from palaver.providers.usage import Usage
 BYTES_PER_TOKEN = 4
 
 _RECKONED_EACH_BYTES = 1_024
+_PING = "ping"
+"""Tells that the connection stands, as comments do, and nothing of the answer (Anthropic)."""
 _AFTER_THE_END_S = 5.0
 """How long to wait for what may follow an answer's end: its usage, and the end of the connection."""
 
@@ -90,9 +92,12 @@ class Reception:
         self._incoming.wait_at_most(self._patience_s)
         async for chunk in self._incoming.chunks():
             for event in parser.feed(chunk):
+                was_whole = self._assembler.complete
                 self._take(event)
-            at_end = self._assembler.complete
-            self._incoming.wait_at_most(_AFTER_THE_END_S if at_end else self._patience_s)
+                if self._assembler.complete and not was_whole:
+                    self._incoming.wait_at_most(_AFTER_THE_END_S)
+                elif not was_whole and event.name != _PING:
+                    self._incoming.wait_at_most(self._patience_s)
         last = parser.end()
         if last is not None and (last.data == END or _is_object(last.data)):
             self._take(last)

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from palaver.providers.errors import BadRequest, ConfigurationError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
-from palaver.providers.prices import Price
+from palaver.providers.prices import Price, check_given
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason
 from palaver.providers.stream import Answered, Delta, TextDelta, ToolInputDelta, UsageSoFar
 from palaver.providers.usage import Usage
@@ -67,6 +67,9 @@ class Scripted:
         max_tokens: int | None = None,
         output_by: OutputBy = "tool",
     ) -> None:
+        check_given(price)
+        if cost_usd is not None and not (Decimal(cost_usd).is_finite() and cost_usd >= 0):
+            raise ConfigurationError(f"cost_usd is {cost_usd}; a reply costs 0 or more, or None for unknown")
         if price is not None and cost_usd != 0:
             raise ConfigurationError(
                 f"the script of {model!r} has a price and cost_usd={cost_usd}; a reply costs what its tokens "

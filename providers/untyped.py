@@ -36,8 +36,13 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def count_in(value: object) -> int | None:
+    """A number of things, or None when it is no whole number of at least 0: where 0 is something else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < float("inf") and value == int(value) else None
+
+
 def as_count(value: object) -> int:
     """A number of things, or 0 when it is no whole number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0
-    return int(value) if value >= 0 and value == int(value) else 0
+    return count_in(value) or 0

@@ -112,14 +112,21 @@ def sse(events: Iterable[dict[str, Any]], *, done: bool = False) -> bytes:
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body that comes in chunks, and then ends, breaks off with an error, or never ends (None)."""
+    """A body that comes in chunks, and then ends, breaks off with an error, or never ends: `stalls`, or sends
+    `alive` over and over."""
 
     def __init__(
-        self, chunks: Sequence[bytes], end: Exception | None = None, *, stalls: bool = False
+        self,
+        chunks: Sequence[bytes],
+        end: Exception | None = None,
+        *,
+        stalls: bool = False,
+        alive: bytes | None = None,
     ) -> None:
         self._chunks = chunks
         self._end = end
         self._stalls = stalls
+        self._alive = alive
         self.closed = False
         self.begun = asyncio.Event()
 
@@ -127,6 +134,9 @@ class Chunks(httpx.AsyncByteStream):
         for chunk in self._chunks:
             yield chunk
             self.begun.set()
+        while self._alive is not None:
+            await asyncio.sleep(0.01)
+            yield self._alive
         if self._stalls:
             await asyncio.Event().wait()
         if self._end is not None:
@@ -137,7 +147,11 @@ class Chunks(httpx.AsyncByteStream):
 
 
 def streaming(
-    chunks: Sequence[bytes] | bytes, end: Exception | None = None, *, stalls: bool = False
+    chunks: Sequence[bytes] | bytes,
+    end: Exception | None = None,
+    *,
+    stalls: bool = False,
+    alive: bytes | None = None,
 ) -> Callable[[httpx.Request], httpx.Response]:
     """An answer for a FakeServer: a stream of server-sent events, made anew for each request."""
     pieces = [chunks] if isinstance(chunks, bytes) else chunks
@@ -146,7 +160,7 @@ def streaming(
         return httpx.Response(
             200,
             headers={"content-type": "text/event-stream; charset=utf-8", "request-id": "req_1"},
-            stream=Chunks(pieces, end, stalls=stalls),
+            stream=Chunks(pieces, end, stalls=stalls, alive=alive),
         )
 
     return answer

@@ -91,6 +91,19 @@ def test_a_limit_that_is_no_number_is_refused(limit: str) -> None:
         Budget(max_dollars=Decimal(limit))
 
 
+@pytest.mark.parametrize(
+    ("limit", "fault"),
+    [
+        ({"max_responses": True}, "True is no number"),
+        ({"max_dollars": "1e400"}, "more than 1e\\+15"),
+        ({"max_total_tokens": 10**16}, "more than 1e\\+15"),
+    ],
+)
+def test_a_limit_beyond_reason_is_refused_by_name(limit: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=f"(?s){next(iter(limit))}.*{fault}"):
+        Budget(**limit)
+
+
 def test_an_unknown_limit_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="max_dollar'"):
         Budget(max_dollar=1)  # pyright: ignore[reportCallIssue]
@@ -166,6 +179,10 @@ def test_each_limit_can_be_raised_and_none_where_there_is_none() -> None:
     )
     with pytest.raises(ConfigurationError, match=r"max_responses cannot be raised.*limited: max_dollars"):
         budget.raised_by(Budget(max_responses=1))
+    with pytest.raises(ConfigurationError, match="names no limit; say by how much"):
+        budget.raised_by(Budget())
+    with pytest.raises(ConfigurationError, match="is advisory; say by how much"):
+        budget.raised_by(Budget(max_dollars=1, advisory=True))
 
 
 def test_an_advisory_budget_is_never_the_tightest() -> None:

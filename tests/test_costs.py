@@ -389,6 +389,26 @@ async def test_cost_equals_what_is_worked_out_by_hand(report: str) -> None:
     assert (await usage_of(service, price, body)).cost_usd == cost_usd
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+        {"prompt_tokens": "12", "completion_tokens": "3"},
+        {"prompt_tokens": -12, "completion_tokens": 3},
+        {"prompt_tokens": 12},
+        {"completion_tokens": 3},
+        {"total_tokens": 15},
+    ],
+    ids=str,
+)
+async def test_usage_that_cannot_be_read_whole_costs_an_unknown_amount(counts: dict[str, Any]) -> None:
+    assert (await usage_of("openai", GPT_6_1, completion(counts))).cost_usd is None
+    renamed = {
+        name.replace("prompt", "input").replace("completion", "output"): counts[name] for name in counts
+    }
+    assert (await usage_of("anthropic", SONNET_4_5, message(**renamed))).cost_usd is None
+
+
 async def test_tries_that_were_charged_are_part_of_the_cost_each_at_its_own_tier() -> None:
     broken = completion(PLAIN, service_tier="priority")
     broken["choices"] = [{"finish_reason": "malformed_function_call", "message": {}}]

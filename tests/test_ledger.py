@@ -211,6 +211,20 @@ def test_an_answer_of_unknown_cost_counts_at_its_worst_and_is_shown_as_unknown()
     assert isinstance(ledger.reserve(ask("a", "2", usd="0.4")), Grant)
 
 
+@pytest.mark.parametrize("told", [{}, {"input_tokens": 90}, {"output_tokens": 10}])
+def test_an_answer_whose_tokens_are_not_told_counts_all_that_was_reserved(told: dict[str, int]) -> None:
+    ledger = tree(opened("a", max_total_tokens=1_000), opened("b", "a"))
+    ledger.reserve(ask("b", "1", input=100, output=500))
+    unknown = Usage(**told, cost_usd=None)
+    ledger.settle(ResponseCharged(convo_id="b", request_id="1", usage=unknown, answered=True))
+    assert ledger.left("a").max_total_tokens == 400
+    assert ledger.usage("a").total_tokens == sum(told.values())
+    with pytest.raises(BudgetExceeded, match="600 tokens used"):
+        ledger.reserve(ask("b", "2", input=100, output=500, least=400))
+    ledger.reset_budget("a", Budget(max_total_tokens=700))
+    assert ledger.left("a").max_total_tokens == 700
+
+
 # Limits of tool calls and of sub-conversations
 
 
@@ -426,7 +440,7 @@ class Simulation:
             if limits.max_responses is not None:
                 assert account.responses + account.reserved_responses <= limits.max_responses
             if limits.max_total_tokens is not None:
-                assert account.total_tokens + account.reserved_tokens <= limits.max_total_tokens
+                assert account.committed_tokens + account.reserved_tokens <= limits.max_total_tokens
 
     def begin(self) -> None:
         convo_id = self.random.choice(sorted(self.alive))

@@ -213,7 +213,7 @@ def test_summary_has_tokens_by_kind_cost_against_the_budget_and_tool_calls() -> 
 
 def test_summary_says_what_of_the_cost_is_known() -> None:
     text = summary(usage(2, unpriced_responses=1), Budget())
-    assert "unknown (1 responses of a model without a known price; $0.02 for the others)" in text
+    assert "unknown (1 response without a known price or without its tokens; $0.02 for the others)" in text
 
 
 def test_limits_that_are_not_there_are_not_shown() -> None:

@@ -5,8 +5,11 @@ import itertools
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import partial
+from typing import Any, cast
 
 import genai_prices
 import pytest
@@ -24,7 +27,18 @@ from genai_prices.types import (
     Tier as GenaiTier,
 )
 
-from palaver.providers import Price, Rates, Tier, Usage, lookup_price
+from palaver.providers import (
+    Anthropic,
+    ConfigurationError,
+    OpenAI,
+    OpenAIResponses,
+    Price,
+    Rates,
+    Scripted,
+    Tier,
+    Usage,
+    lookup_price,
+)
 from palaver.providers.price_list import price_at, price_from
 
 MODELS = [
@@ -162,6 +176,23 @@ def test_unknown_model_or_provider_has_no_price_rather_than_none_to_pay() -> Non
     assert lookup_price("gpt-4.1", "https://llm.example.com/v1") is None
     assert lookup_price("gpt-4.1", "nobody") is None
     assert lookup_price("gpt-4.1", "http://127.0.0.1:4000/v1") is None
+
+
+@pytest.mark.parametrize("usd", ["x", -1, "nan", "inf", None, [1]])
+def test_a_rate_that_is_none_is_refused_by_name(usd: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"output_usd of a price is .*; use USD per million tokens"):
+        Price.per_million_tokens(1, usd)
+
+
+def test_what_is_no_price_is_refused_by_every_provider() -> None:
+    makers: list[Callable[..., object]] = [Anthropic, partial(OpenAI, "m"), partial(OpenAIResponses, "m")]
+    for make in makers:
+        with pytest.raises(ConfigurationError, match="price is a int; pass a Price"):
+            make(price=5, api_key="k")
+    with pytest.raises(ConfigurationError, match="price is a int; pass a Price"):
+        Scripted((), price=cast("Any", 5))
+    with pytest.raises(ConfigurationError, match="cost_usd is -1; a reply costs 0 or more"):
+        Scripted((), cost_usd=-1)
 
 
 def test_cost_is_exact_whatever_the_callers_decimal_context() -> None:

@@ -535,6 +535,15 @@ async def test_stalled_stream_is_given_up_after_the_timeout_of_a_part(make: Any)
 
 
 @pytest.mark.parametrize("make", MAKERS)
+async def test_comments_and_pings_keep_no_stream_alive(make: Any) -> None:
+    alive = b': keep-alive\n\nevent: ping\ndata: {"type": "ping"}\n\n'
+    provider, _ = make(streaming([beginning(make)], stalls=True, alive=alive), timeout_s=0.05)
+    error, _ = await failure_of(provider)
+    assert isinstance(error, StreamBroken)
+    assert "no further part of its answer in time (0.05 s)" in str(error)
+
+
+@pytest.mark.parametrize("make", MAKERS)
 async def test_closing_a_stream_ends_its_request_at_once(make: Any) -> None:
     body: list[Any] = []
     answer = streaming(beginning(make), stalls=True)

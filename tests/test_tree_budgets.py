@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from wire_fakes import FakeClock
@@ -243,6 +243,34 @@ async def test_a_deadline_of_an_ancestor_stops_a_request() -> None:
     assert provider.waiting == []
 
 
+async def test_a_run_that_a_deadline_stops_tells_why_its_last_try_failed() -> None:
+    failure = Overloaded("out of capacity", usage=Usage(input_tokens=1, output_tokens=1, cost_usd=Decimal()))
+
+    class FailsFirst(Gated):
+        failed = False
+
+        async def generate(self, request: Request) -> Response:
+            if not self.failed:
+                self.failed = True
+                raise failure
+            return await super().generate(request)
+
+    provider = FailsFirst(lambda _: "late")
+    c = convo(provider, clock=FakeClock(), budget=Budget(max_wall_time=0.05))
+    result = await c.run("x")
+    assert result.stop == "budget"
+    assert str(result.detail).endswith("; the last try before that failed: out of capacity")
+
+
+async def test_only_a_budget_can_be_set_or_raised_by() -> None:
+    c = convo(Scripted(()), budget=Budget(max_dollars=1))
+    for no_budget in (5, None, {"max_dollars": 1}):
+        with pytest.raises(ConfigurationError, match=r"pass a Budget\(...\)"):
+            await c.fund(c.id, cast("Any", no_budget))
+        with pytest.raises(ConfigurationError, match=r"pass a Budget\(...\)"):
+            await c.reset_budget(cast("Any", no_budget))
+
+
 async def test_a_deadline_of_an_ancestor_stops_a_tool_and_the_run() -> None:
     root = convo(Scripted(lambda _: ToolUse(id="1", name="hang")), budget=Budget(max_wall_time=0.05))
     leaf = await below(await below(root), hang)
@@ -342,7 +370,7 @@ async def test_the_model_is_told_what_is_left_once_enough_is_used() -> None:
     assert provider.requests[2].messages[-1] in c.transcript.messages
 
 
-@pytest.mark.parametrize("part", [-0.1, 1.1])
-def test_a_part_that_is_none_is_refused(part: float) -> None:
+@pytest.mark.parametrize("part", [-0.1, 1.1, "half"])
+def test_a_part_that_is_none_is_refused(part: Any) -> None:
     with pytest.raises(ConfigurationError, match="tell_budget_from"):
         convo(Scripted(()), tell_budget_from=part)
