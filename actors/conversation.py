@@ -49,6 +49,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+TOOL_USE_RETRIES = 2
+"""How often a model that has to call a tool, and did not, is told so in a run."""
+
 PARENT_ANSWERS_WITHIN_S = 10.0
 """How long a parent may take to hear that a child has closed."""
 
@@ -242,6 +245,7 @@ class Conversation:
         stop: RunStop
         detail: str | None = None
         output: Any = None
+        without_call = 0
         try:
             while True:
                 response = await self._send(message, typed)
@@ -250,8 +254,17 @@ class Conversation:
                 if reading is not None:
                     calls = reading.tool_calls
                 elif not calls or response.stop_reason is StopReason.MAX_TOKENS:
-                    stop = stop_of(response, first=first)
-                    break
+                    stop, detail = stop_of(response, first=first), response.stop_detail or None
+                    if not (self.settings.tool_use_only and stop == "end_turn"):
+                        break
+                    # Not every model can be made to call a tool, and not every one that can be does.
+                    if without_call == TOOL_USE_RETRIES:
+                        stop = "invalid_output"
+                        detail = f"the model answered {without_call + 1} times without calling a tool"
+                        break
+                    without_call += 1
+                    message = Message.user("Go on by calling a tool, and not with text alone.")
+                    continue
                 first = False
                 contents: list[Content] = [*await self._call_tools(calls)]
                 if reading is not None:

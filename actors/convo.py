@@ -565,7 +565,8 @@ class ConvoClass:
     ) -> ConvoHandle:
         """Start a root conversation: a Ray actor, in a process of its own.
 
-        `budget` None is no limit. `tool_use_only` makes the model call a tool in every response.
+        `budget` None is no limit. `tool_use_only` makes the model call a tool in every response; a run
+        tells one that did not, and stops as "invalid_output" when that does not help.
         `max_tokens` bounds one answer; None is the provider's default. `tool_limits` hold for tools that
         set none themselves, here and below. `workspace` is the folder that tools of this tree work in, on
         the node where this is called, unless a `Workspace` says otherwise. From `tell_budget_from` (0 to 1)

@@ -22,7 +22,7 @@ from palaver.actors.transcript import Transcript
 from palaver.actors.treasury import Treasury
 from palaver.providers.errors import BadResponse, PalaverError, ProviderError
 from palaver.providers.messages import Message
-from palaver.providers.provider import Provider, Request, Response, new_request_id
+from palaver.providers.provider import Provider, Request, Response, StopReason, new_request_id
 from palaver.providers.retry import Clock, Retry, RetryPolicy, TellsRetries
 from palaver.providers.stream import Answered, Streams, UsageSoFar
 from palaver.providers.usage import Usage
@@ -30,6 +30,9 @@ from palaver.providers.worst_case import USEFUL_TOKENS, BoundsCost, CountedInput
 
 CHARGED_RETRIES = 2
 """How often a request is sent again whose answer was charged and of no use, each time within the budgets."""
+
+MAX_PAUSES = 16
+"""How often an answer that its provider paused is gone on with, each time as a request of its own."""
 
 _WAITS = RetryPolicy()
 
@@ -66,11 +69,27 @@ class Exchanges:
     async def send(self, request: Request, message: Message) -> Response:
         """Send a request that ends with `message`; its answer, kept and charged.
 
-        A try that was charged and is of no use is made again up to CHARGED_RETRIES times, if it may help.
+        A try that was charged and is of no use is made again up to CHARGED_RETRIES times, if it may help. An
+        answer that the provider paused is gone on with up to MAX_PAUSES times, and comes as one.
         Raises BudgetExceeded before anything is sent, or when the time is used up; UnknownPrice;
         ProviderError.
         """
         request = request.model_copy(update={"retry_charged": False})
+        response = await self._sent(request, message)
+        usage = response.usage
+        for _ in range(MAX_PAUSES):
+            if response.stop_reason is not StopReason.PAUSE or response.message.tool_uses:
+                break
+            paused = self._transcript.messages[-1:] if self._transcript.messages[-1].content else ()
+            messages = (*request.messages, *paused)
+            response = await self._sent(
+                request.model_copy(update={"id": new_request_id(), "messages": messages}), None
+            )
+            usage += response.usage
+            response = response.model_copy(update={"message": self._transcript.messages[-1], "usage": usage})
+        return response
+
+    async def _sent(self, request: Request, message: Message | None) -> Response:
         self.failed_try, retries = None, 0
         while True:
             try:
@@ -89,7 +108,7 @@ class Exchanges:
         while self.request_id == request_id:
             await self._ended.wait()
 
-    async def _try(self, request: Request, message: Message) -> Response:
+    async def _try(self, request: Request, message: Message | None) -> Response:
         self.request_id = request.id
         try:
             return await self._exchange(request, message)
@@ -98,7 +117,7 @@ class Exchanges:
             self._ended.set()
             self._ended = asyncio.Event()
 
-    async def _exchange(self, request: Request, message: Message) -> Response:
+    async def _exchange(self, request: Request, message: Message | None) -> Response:
         ask = Ask(self._convo_id, request.id, self._worst_case(request), self._provider.model)
         self.is_held = True
         try:
@@ -131,8 +150,8 @@ class Exchanges:
         while not (await asyncio.wait({answer}, timeout=time_left_s))[0]:
             time_left_s = await self._treasury.check_time(self._convo_id)  # there may be more by now
 
-    async def _answer(self, request: Request, message: Message) -> Response:
-        await self._listener.on_request(request.id, message)
+    async def _answer(self, request: Request, message: Message | None) -> Response:
+        await self._listener.on_request(request.id, message or request.messages[-1])
         feed = self._listener.feed
         with self._telling_retries(request.id):
             response = await (self._provider.generate(request) if feed is None else self._fed(request, feed))
@@ -177,7 +196,11 @@ class Exchanges:
         )
 
     async def _settle(
-        self, request: Request, message: Message, response: Response | None, failure: BaseException | None
+        self,
+        request: Request,
+        message: Message | None,
+        response: Response | None,
+        failure: BaseException | None,
     ) -> None:
         """Keep and charge what came of a request, and tell of it."""
         # Of an answer that was stopped on its way, what is known of it is charged.
@@ -187,7 +210,8 @@ class Exchanges:
             self._last = (
                 request,
                 CountedInput(
-                    messages=len(request.messages),
+                    # What an answer goes on with is one message with it from now on.
+                    messages=len(request.messages) - (message is None),
                     input_tokens=response.usage.total_input_tokens,
                     output_tokens=response.usage.output_tokens,
                 ),

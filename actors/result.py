@@ -38,7 +38,8 @@ RunStop: TypeAlias = Literal[
 """Why a run ended. The first three are a proper end: the model ended its turn, met a stop sequence, or
 called only tools that want no answer. The rest are limits: the answer was cut at max_tokens, refused,
 paused by the provider, or did not fit the context window; the model gave nothing at all, or time and again
-an answer that is not of the type asked for; a budget is used up; or the run was cancelled."""
+an answer that is not of the type asked for, or no call where there has to be one;
+a budget is used up; or the run was cancelled."""
 
 
 class RunResult(Value, Generic[T]):

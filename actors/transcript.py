@@ -26,10 +26,10 @@ NOT_EXECUTED = "not executed; retry possible"
 
 
 class Exchanged(Value):
-    """A message was sent and answered."""
+    """A message was sent and answered; where there is none, the last answer, which had paused, went on."""
 
     type: Literal["exchanged"] = "exchanged"
-    message: Message
+    message: Message | None
     response: Response
 
 
@@ -90,8 +90,8 @@ class Transcript:
         if any(call.id == result.tool_use_id for call in self.open_calls):
             self._change(ResultKept(result=result))
 
-    def keep_exchange(self, message: Message, response: Response) -> None:
-        """Keep a message as it was sent, and its answer."""
+    def keep_exchange(self, message: Message | None, response: Response) -> None:
+        """Keep a message as it was sent, and its answer; None: the last answer goes on with this one."""
         self._change(Exchanged(message=message, response=response))
 
     def completed(self, message: Message) -> Message:
@@ -129,8 +129,13 @@ class Transcript:
         self.seq = event.seq
         match event.change:
             case Exchanged(message=message, response=response):
-                self._messages += [message, response.message]
-                self._results.clear()
+                if message is None:
+                    paused = self._messages.pop()
+                    content = (*paused.content, *response.message.content)
+                    self._messages.append(paused.model_copy(update={"content": content}))
+                else:
+                    self._messages += [message, response.message]
+                    self._results.clear()
             case ResultKept(result=result):
                 self._results[result.tool_use_id] = result
 

@@ -5,14 +5,15 @@ Layer: providers; the wire format is in `anthropic_wire` and `anthropic_stream`,
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from palaver.providers.anthropic_cost import dearest, overhead
 from palaver.providers.anthropic_stream import AnthropicAssembler
 from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
-from palaver.providers.errors import ConfigurationError
+from palaver.providers.errors import BadRequest, ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
@@ -48,6 +49,10 @@ _MAX_TOKENS_BY_PREFIX: Mapping[str, int] = {
 }
 _MIN_THINKING_TOKENS = 1_024
 
+Thinking: TypeAlias = Literal["adaptive", "between_tools", "disabled"]
+
+_log = logging.getLogger(__name__)
+
 
 class Anthropic:
     """A Claude model behind the Anthropic Messages API, or behind another server that speaks it.
@@ -62,10 +67,12 @@ class Anthropic:
     as it likes.
 
     `thinking` is "adaptive" (the model decides), a budget in tokens (1,024 or more, less than
-    `max_tokens`), or "disabled"; None leaves it to the model. Which of them a model takes is for the
-    server to say. `effort` is passed on.
+    `max_tokens`), "between_tools" or "disabled"; None leaves it to the model. `thinking_display` is whether
+    adaptive thinking is shown; None leaves that to the model, too. Which of them a model takes is for the
+    server to say, as it is for `effort`. A tool choice that forces a call is sent as "auto" to models that
+    are known to refuse it, and to one that refused it once.
 
-    Raises MissingKey without a key, and ConfigurationError for numbers that cannot work.
+    Raises MissingKey without a key, and ConfigurationError for what cannot work.
     """
 
     def __init__(
@@ -75,7 +82,8 @@ class Anthropic:
         api_key: str | Secret | None = None,
         base_url: str = ANTHROPIC_URL,
         max_tokens: int | None = None,
-        thinking: Literal["adaptive", "disabled"] | int | None = None,
+        thinking: Thinking | int | None = None,
+        thinking_display: Literal["summarized", "omitted"] | None = None,
         effort: Effort | None = None,
         cache_ttl: CacheTtl = "5m",
         price: Price | None = None,
@@ -88,9 +96,12 @@ class Anthropic:
     ) -> None:
         self._model = model
         self._max_tokens = _checked_max_tokens(model, max_tokens)
-        self._thinking = _thinking_config(thinking, self._max_tokens)
+        self._thinking = _thinking_config(thinking, thinking_display, self._max_tokens)
+        _refuse_unknown("effort", effort, (None, *get_args(Effort)))
+        _refuse_unknown("cache_ttl", cache_ttl, get_args(CacheTtl))
         self._effort: Effort | None = effort
         self._cache_ttl: CacheTtl = cache_ttl
+        self._forces_calls = True
         key = find_key(api_key, ANTHROPIC_KEY_VARIABLE, ORIGIN)
         self._endpoint = Endpoint(
             Peer(ORIGIN, model, key),
@@ -165,6 +176,18 @@ class Anthropic:
         return InParts(lambda: AnthropicAssembler(self._price), self._price, hand_out)
 
     async def _answer(self, request: Request, in_parts: InParts | None) -> Response:
+        try:
+            return await self._sent(request, in_parts)
+        except BadRequest as error:
+            forced = self._forces_calls and request.tool_choice is not None
+            if not forced or error.usage is not None or "tool_choice" not in error.message:
+                raise
+            # Nothing was charged; and whoever demands a call looks whether one came.
+            _log.info("%s refuses a forced tool choice, and is asked for calls as with auto", self._model)
+            self._forces_calls = False
+        return await self._sent(request, in_parts)
+
+    async def _sent(self, request: Request, in_parts: InParts | None) -> Response:
         body = self._to_wire(request)
         if in_parts is not None:
             body["stream"] = True
@@ -208,6 +231,7 @@ class Anthropic:
             thinking=self._thinking,
             effort=self._effort,
             cache_ttl=self._cache_ttl,
+            force_calls=self._forces_calls,
         )
 
     def __repr__(self) -> str:
@@ -223,9 +247,21 @@ def _checked_max_tokens(model: str, max_tokens: int | None) -> int:
     return max_tokens
 
 
-def _thinking_config(thinking: str | int | None, max_tokens: int) -> dict[str, Any] | None:
-    if thinking is None or isinstance(thinking, str):
-        return None if thinking is None else {"type": thinking}
+def _refuse_unknown(what: str, given: object, known: Collection[object]) -> None:
+    if given not in known:
+        raise ConfigurationError(f"{what} is {given!r}; use one of {', '.join(map(repr, known))}")
+
+
+def _thinking_config(
+    thinking: Thinking | int | None, display: str | None, max_tokens: int
+) -> dict[str, Any] | None:
+    _refuse_unknown("thinking_display", display, (None, "summarized", "omitted"))
+    if display is not None and thinking != "adaptive":
+        raise ConfigurationError("thinking_display goes with thinking='adaptive' alone")
+    if not isinstance(thinking, int):
+        _refuse_unknown("thinking", thinking, (*get_args(Thinking), None))
+        shown = {} if display is None else {"display": display}
+        return None if thinking is None else {"type": thinking, **shown}
     if not _MIN_THINKING_TOKENS <= thinking < max_tokens:
         raise ConfigurationError(
             f"thinking has a budget of {thinking} tokens; it must be at least {_MIN_THINKING_TOKENS} and "

@@ -10,7 +10,7 @@ Layer: providers; pure functions, no I/O.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from palaver.providers.anthropic_cost import usage_from_wire
@@ -29,7 +29,8 @@ CacheTtl: TypeAlias = Literal["5m", "1h"]
 
 _ID_PATTERN = r"[a-zA-Z0-9_-]+"
 _MARKABLE = frozenset({"text", "image", "tool_use", "tool_result"})
-"""Block types that may carry `cache_control` and that palaver writes itself. At most four marks."""
+"""Block types that may carry `cache_control` and that palaver writes itself."""
+_MOST_MARKS = 4
 
 _NO_FORCED_CHOICE = ("claude-fable-5", "claude-mythos-5", "claude-opus-5-5", "claude-sonnet-5-5")
 """Models that answer a forced tool choice with 400 (shared/PROVIDERS.md, November 2026)."""
@@ -72,11 +73,12 @@ def to_wire(
     thinking: Mapping[str, Any] | None = None,
     effort: Effort | None = None,
     cache_ttl: CacheTtl = "5m",
+    force_calls: bool = True,
 ) -> dict[str, Any]:
     """The body of POST /v1/messages. `max_tokens` holds where the request names none.
 
-    A tool choice that forces a call becomes "auto" where the API refuses it: on some newest models,
-    and with thinking switched on.
+    A tool choice that forces a call becomes "auto" without `force_calls`, and where the API is known to
+    refuse it: on some newest models, and with thinking switched on.
     """
     ids = WireIds(request.messages, ORIGIN, _ID_PATTERN)
     messages = [wire for message in request.messages if (wire := _message(message, ids))["content"]]
@@ -97,8 +99,8 @@ def to_wire(
             for tool in request.tools
         ]
         if request.tool_choice is not None:
-            thinks = thinking is not None and thinking.get("type") != "disabled"
-            may_force = not thinks and not model.startswith(_NO_FORCED_CHOICE)
+            thinks = thinking is not None and thinking.get("type") not in ("disabled", "between_tools")
+            may_force = force_calls and not thinks and not model.startswith(_NO_FORCED_CHOICE)
             body["tool_choice"] = _tool_choice(request.tool_choice, may_force)
     if thinking is not None:
         body["thinking"] = dict(thinking)
@@ -141,6 +143,7 @@ def from_wire(answer: Mapping[str, Any], *, request: Request, model: str, price:
         model=as_text(answer.get("model")) or model,
         message=message,
         stop_reason=_STOP_REASONS.get(as_text(answer.get("stop_reason")), otherwise),
+        stop_detail=_refusal(as_dict(answer.get("stop_details"))),
         usage=usage,
     )
 
@@ -156,7 +159,8 @@ def _block(part: Content, ids: WireIds) -> dict[str, Any] | None:
     """One content block; None for what the API refuses (blank text) or what is another provider's."""
     match part:
         case Text():
-            return {"type": "text", "text": part.text} if part.text.strip() else None
+            extra = part.extra if part.origin == ORIGIN else {}
+            return {**extra, "type": "text", "text": part.text} if part.text.strip() else None
         case Image():
             return _image(part)
         case Thinking() | Opaque():
@@ -197,21 +201,29 @@ def _tool_choice(choice: ToolChoice, may_force: bool) -> dict[str, Any]:
 
 
 def _mark_for_caching(body: dict[str, Any], ttl: CacheTtl) -> None:
-    """Mark the end of the tools, of the system prompt, and of the last two user messages.
+    """Mark the end of the tools, of the system prompt, and of the last two user messages, as far as the API's
+    four marks go: blocks that came with marks of their own count.
 
-    The older of these two is where the request before this one was marked: the API looks back only 20
+    The older of the two messages is where the request before this one was marked: the API looks back only 20
     blocks from a mark for an entry (platform.claude.com/docs prompt-caching, November 2026), which a
     turn with ten parallel calls exceeds.
     """
     mark = {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
-    for blocks in (body.get("tools"), body.get("system")):
-        if blocks:
-            blocks[-1]["cache_control"] = mark
+    contents = [message["content"] for message in body["messages"]]
     from_user = [message["content"] for message in body["messages"] if message["role"] == "user"]
-    for content in from_user[-2:]:
-        block = _last_markable(content)
-        if block is not None:
+    older, newest = [None, None, *map(_last_markable, from_user)][-2:]
+    system, tools = body.get("system", [None])[-1], body.get("tools", [None])[-1]
+    marks = sum("cache_control" in block for content in contents for block in _with_inner(content))
+    for block in (newest, system, tools, older):
+        if block is not None and "cache_control" not in block and marks < _MOST_MARKS:
             block["cache_control"] = mark
+            marks += 1
+
+
+def _with_inner(content: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for block in content:
+        yield block
+        yield from (as_dict(inner) for inner in as_list(block.get("content")))
 
 
 def _last_markable(content: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
@@ -221,7 +233,8 @@ def _last_markable(content: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
 def _content_from_wire(block: dict[str, Any], ids: CallIds) -> Content:
     match block.get("type"):
         case "text":
-            return Text(text=as_text(block.get("text")))
+            extra = _extra(block, "text")
+            return Text(text=as_text(block.get("text")), origin=ORIGIN if extra else "", extra=extra)
         case "thinking":
             return Thinking(text=as_text(block.get("thinking")), origin=ORIGIN, raw=block)
         case "redacted_thinking":
@@ -234,7 +247,6 @@ def _content_from_wire(block: dict[str, Any], ids: CallIds) -> Content:
 
 def _tool_use_from_wire(block: dict[str, Any], ids: CallIds) -> ToolUse:
     own_id, wire_id = ids.assign(as_text(block.get("id")))
-    known = {"type", "id", "name", "input"}
     given = block.get("input")
     return ToolUse(
         id=own_id,
@@ -243,5 +255,14 @@ def _tool_use_from_wire(block: dict[str, Any], ids: CallIds) -> ToolUse:
         input=as_dict(given),
         malformed_input=given if isinstance(given, str) and given else None,
         origin=ORIGIN,
-        extra={key: value for key, value in block.items() if key not in known and value is not None},
+        extra=_extra(block, "id", "name", "input"),
     )
+
+
+def _extra(block: Mapping[str, Any], *known: str) -> dict[str, Any]:
+    """What a block has besides its type and the fields that are `known`."""
+    return {key: each for key, each in block.items() if key not in ("type", *known) and each is not None}
+
+
+def _refusal(details: Mapping[str, Any]) -> str:
+    return ": ".join(filter(None, (as_text(details.get("category")), as_text(details.get("explanation")))))

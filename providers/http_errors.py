@@ -51,7 +51,7 @@ _STATUS_BY_CODE = {
     # Anthropic: platform.claude.com/docs/en/api/errors, November 2026
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402,
     "permission_error": 403, "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429,
-    "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
+    "api_error": 500, "timeout_error": 504, "overloaded_error": 529, "conflict_error": 409,
     # OpenAI and its likes
     "invalid_api_key": 401, "rate_limit_exceeded": 429, "server_error": 500, "internal_server_error": 500,
     "service_unavailable": 503, "engine_overloaded": 503, "model_not_found": 404, "upstream_error": 502,
@@ -62,7 +62,7 @@ _STATUS_BY_CODE = {
 }  # fmt: skip
 
 _QUOTA = re.compile(
-    r"insufficient_quota|credit_balance_exhausted|enforced_spend_limit_reached"
+    r"insufficient_quota|credit_balance_exhausted|(?:enforced|contract)_spend_limit_reached"
     r"|billing_hard_limit_reached|billing_error|credit balance is too low|insufficient balance"
     # xAI (continue#10373); Fireworks' 412; LiteLLM's budgets (docs.litellm.ai proxy/users)
     r"|used all available credits|doesn't have any credits|spending limit|budget_exceeded|budget has been",

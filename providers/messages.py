@@ -39,10 +39,12 @@ class Value(BaseModel):
 
 
 class Text(Value):
-    """A piece of plain text."""
+    """A piece of plain text. `extra` is as in ToolUse: citations, for one."""
 
     type: Literal["text"] = "text"
     text: str
+    origin: str = Field(default="", repr=False)
+    extra: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class Image(Value):

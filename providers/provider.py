@@ -100,7 +100,7 @@ class Response(Value):
     """A model's answer.
 
     `usage` covers every try that the provider charged for, not only the last. `id` is the provider's
-    id of the answer, empty when it gave none.
+    id of the answer, empty when it gave none. `stop_detail` is what it said of a refusal, empty when nothing.
     """
 
     id: str = ""
@@ -108,6 +108,7 @@ class Response(Value):
     model: str = ""
     message: Message
     stop_reason: StopReason = StopReason.END_TURN
+    stop_detail: str = ""
     usage: Usage = Usage()
     started_at: datetime | None = None
     ended_at: datetime | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ from wire_fakes import KEY, FakeClock, FakeServer, ok
 
 from palaver.providers import (
     Anthropic,
+    BadRequest,
     BadResponse,
     ConfigurationError,
     Image,
@@ -206,6 +208,67 @@ def test_forced_choice_stays_with_thinking_disabled() -> None:
     assert body["tool_choice"] == {"type": "any"}
 
 
+async def test_a_model_that_refuses_a_forced_choice_gets_it_as_auto_from_then_on() -> None:
+    refusal = httpx.Response(
+        400,
+        json={
+            "type": "error",
+            "error": {"type": "invalid_request_error", "message": "tool_choice: 'any' is not supported"},
+        },
+    )
+    asked, server = provider(refusal, ok(answer()), ok(answer()), model="claude-next")
+    forced = Request(messages=(Message.user("a"),), tools=(BASH,), tool_choice=ToolChoice(type="any"))
+    for _ in range(2):
+        await asked.generate(forced)
+    choices = [body["tool_choice"]["type"] for body in server.bodies]
+    assert choices == ["any", "auto", "auto"]
+    other = httpx.Response(400, json={"error": {"type": "invalid_request_error", "message": "no"}})
+    asked, server = provider(other)
+    with pytest.raises(BadRequest):
+        await asked.generate(forced)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (
+            {"thinking": "deep"},
+            "thinking is 'deep'; use one of 'adaptive', 'between_tools', 'disabled', None",
+        ),
+        ({"effort": "huge"}, "effort is 'huge'; use one of None, 'low', 'medium', 'high', 'xhigh', 'max'"),
+        ({"cache_ttl": "2h"}, "cache_ttl is '2h'; use one of '5m', '1h'"),
+        ({"thinking_display": "omitted"}, "thinking_display goes with thinking='adaptive' alone"),
+    ],
+)
+def test_a_setting_that_the_api_does_not_have_is_refused(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(fault)):
+        provider(**options)
+
+
+def test_a_refusal_tells_why() -> None:
+    body = answer(stop_reason="refusal")
+    body["stop_details"] = {
+        "type": "refusal",
+        "category": "cyber",
+        "explanation": "It looks like an exploit.",
+    }
+    response = response_to(body)
+    assert response.stop_reason is StopReason.REFUSAL
+    assert response.stop_detail == "cyber: It looks like an exploit."
+    body["stop_details"] = {"type": "refusal", "category": None, "explanation": None}
+    assert response_to(body).stop_detail == ""
+
+
+def test_citations_go_back_with_their_text_to_anthropic_alone() -> None:
+    cited = {"type": "text", "text": "Rain.", "citations": [{"type": "char_location", "cited_text": "rain"}]}
+    message = response_to(answer(cited, {"type": "text", "text": "Sun.", "citations": None})).message
+    assert message.text == "Rain.\nSun."
+    assert wire(message)["messages"][0]["content"] == [cited, {"type": "text", "text": "Sun."}]
+    elsewhere = Text(text="a", origin="openai", extra={"annotations": []})
+    assert wire(Message.assistant(elsewhere))["messages"][0]["content"] == [{"type": "text", "text": "a"}]
+
+
 def marks(body: object) -> int:
     return json.dumps(body).count('"cache_control"')
 
@@ -228,6 +291,22 @@ def test_caching_marks_tools_system_and_the_last_two_user_messages() -> None:
     assert body["messages"][2]["content"][-1]["cache_control"] == MARK
     assert body["messages"][4]["content"][-1]["cache_control"] == MARK
     assert marks(body) == 4
+
+
+@pytest.mark.parametrize(("own", "ours"), [(1, 3), (3, 1), (4, 0)])
+def test_marks_that_blocks_came_with_count_towards_the_four(own: int, ours: int) -> None:
+    document = {
+        "type": "document",
+        "source": {"type": "text"},
+        "cache_control": {"type": "ephemeral", "ttl": "1h"},
+    }
+    documents = [Opaque(origin="anthropic", raw=document)] * own
+    body = wire(
+        *(Message.user(*documents, "read"), *conversation()), system="s", tools=(BASH,), prompt_caching=True
+    )
+    assert marks(body) == own + ours == 4
+    if ours:  # the newest message first: it holds all that went before
+        assert body["messages"][-1]["content"][-1]["cache_control"] == MARK
 
 
 def test_caching_never_marks_a_block_that_may_not_carry_one() -> None:
@@ -333,7 +412,7 @@ def test_empty_content_is_a_legal_answer() -> None:
 
 def test_answer_without_content_is_refused_with_its_usage() -> None:
     with pytest.raises(BadResponse, match="without a content list") as caught:
-        response_to({"usage": {"input_tokens": 10}})
+        response_to({"usage": {"input_tokens": 10, "output_tokens": 0}})
     assert caught.value.usage == Usage(input_tokens=10, cost_usd=Decimal("0.00003"))
 
 

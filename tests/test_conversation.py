@@ -29,6 +29,7 @@ from palaver.actors.errors import (
     UnknownPrice,
     UnknownToolCall,
 )
+from palaver.actors.exchanges import MAX_PAUSES
 from palaver.actors.kin import State
 from palaver.actors.listener import ConvoInfo, NoopListener
 from palaver.actors.report import CancelReport
@@ -387,12 +388,67 @@ async def test_run_ends_when_all_tools_want_no_response() -> None:
         (StopReason.MAX_TOKENS, "max_tokens"),
         (StopReason.REFUSAL, "refusal"),
         (StopReason.CONTEXT_FULL, "context_full"),
-        (StopReason.PAUSE, "pause"),
     ],
 )
 async def test_a_run_that_a_limit_stopped_says_which(reason: StopReason, stop: str) -> None:
     result = await convo(Response(message=Message.assistant("part"), stop_reason=reason)).run("go")
     assert (result.stop, result.finished, result.text) == (stop, False, "part")
+
+
+async def test_a_run_that_was_refused_tells_why() -> None:
+    refused = Response(message=Message.assistant(), stop_reason=StopReason.REFUSAL, stop_detail="cyber: no")
+    result = await convo(refused).run("go")
+    assert (result.stop, result.detail) == ("refusal", "cyber: no")
+
+
+def paused(text: str) -> Response:
+    return Response(
+        message=Message.assistant(text),
+        stop_reason=StopReason.PAUSE,
+        usage=Usage(input_tokens=1, output_tokens=1, cost_usd=Decimal("0.1")),
+    )
+
+
+async def test_an_answer_that_was_paused_is_gone_on_with_and_is_one_in_the_transcript() -> None:
+    provider = Scripted([paused("one"), paused("two"), "three", "four"], cost_usd=Decimal("0.1"))
+    c = convo(provider=provider, budget=Budget(max_dollars="0.4"))
+    response = await c.send_user_text_message("go")
+    assert response.message.text == "one\ntwo\nthree"
+    assert (response.stop_reason, response.usage.cost_usd) == (StopReason.END_TURN, Decimal("0.3"))
+    assert [message.role for message in c.transcript.messages] == ["user", "assistant"]
+    assert c.transcript.messages[-1] == response.message
+    assert [request.messages[-1].text for request in provider.requests] == ["go", "one", "one\ntwo"]
+    assert len({request.id for request in provider.requests}) == 3
+    usage = await c.cumulative_usage()
+    assert (usage.responses, usage.total_cost_usd) == (3, Decimal("0.3"))
+    await c.send_user_text_message("more")
+    assert [message.text for message in provider.requests[-1].messages] == ["go", "one\ntwo\nthree", "more"]
+
+
+async def test_a_budget_that_ends_at_a_pause_keeps_what_came_before_it() -> None:
+    provider = Scripted([paused("one"), "two"], cost_usd=Decimal("0.1"))
+    c = convo(provider=provider, budget=Budget(max_dollars="0.15"))
+    result = await c.run("go")
+    assert (result.stop, result.text) == ("budget", "one")
+    assert len(provider.requests) == 1
+
+
+async def test_an_answer_that_never_stops_pausing_ends_the_run_with_all_of_it() -> None:
+    provider = Scripted(lambda _: paused("x"))
+    result = await convo(provider=provider).run("go")
+    assert (result.stop, len(provider.requests)) == ("pause", MAX_PAUSES + 1)
+    assert result.text == "\n".join("x" * (MAX_PAUSES + 1))
+
+
+async def test_a_run_tells_a_model_that_has_to_call_a_tool_and_did_not() -> None:
+    provider = Scripted(["Done!", call("1", "echo", text="x"), call("2", "done")])
+    result = await convo(provider=provider, tools=[echo, done], tool_use_only=True).run("go")
+    assert (result.stop, len(provider.requests)) == ("no_response", 3)
+    assert provider.requests[1].messages[-1].text.startswith("Go on by calling a tool")
+    provider = Scripted(["Done!"] * 3)
+    result = await convo(provider=provider, tools=[done], tool_use_only=True).run("go")
+    assert (result.stop, result.text) == ("invalid_output", "Done!")
+    assert result.detail == "the model answered 3 times without calling a tool"
 
 
 async def test_an_empty_first_answer_is_no_proper_end_but_one_after_tools_is() -> None:
