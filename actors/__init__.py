@@ -2,10 +2,12 @@
 
 from palaver.actors.approvals import ApprovalRequest, Approved, Decision, Denied
 from palaver.actors.budget import Budget
+from palaver.actors.context import Compaction
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.errors import (
     AmbiguousToolCall,
     BudgetExceeded,
+    CompactionFailed,
     ConvoBusy,
     ConvoCancelled,
     ConvoClosed,
@@ -16,7 +18,7 @@ from palaver.actors.errors import (
     UnknownPrice,
     UnknownToolCall,
 )
-from palaver.actors.feed import ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
+from palaver.actors.feed import Compacted, ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.kin import Branch, State
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
 from palaver.actors.replies import events, reply
@@ -32,6 +34,9 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "CancelReport",
+    "Compacted",
+    "Compaction",
+    "CompactionFailed",
     "Convo",
     "ConvoBusy",
     "ConvoCancelled",

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
+from palaver.actors.context import Compaction
 from palaver.actors.errors import ConvoClosed
-from palaver.actors.feed import ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
+from palaver.actors.feed import Compacted, ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
 from palaver.actors.interrupts import Interrupted
 from palaver.actors.replies import events, reply
 from palaver.actors.result import RunResult
@@ -38,6 +39,7 @@ PROMPT = "> "
 
 HELP = """\
 /usage   what was used so far
+/compact go on from a summary of the conversation, which the model writes
 /budget  grant the limits given at the start once more
 /help    this list
 /quit    end, like Ctrl-D or Ctrl-C here; Ctrl-C during an answer cancels the answer alone"""
@@ -68,6 +70,8 @@ def chat(session: Session, *, yes: bool = False) -> int:
                     screen.note(HELP)
                 case "/usage":
                     _tell_usage(session)
+                case "/compact":
+                    session.run(_Answer(session, yes=yes).compacted())
                 case "/budget":
                     session.run(reply(session.root.reset_budget.remote(session.setup.budget)))
                     screen.note("the limits count anew from here")
@@ -127,11 +131,18 @@ class _Answer:
 
     async def to(self, text: str) -> None:
         """Send a text and show what comes, until the model ends its turn. Raises ConvoClosed."""
+        await self._until_done(self._follow(text))
+
+    async def compacted(self) -> None:
+        """Let the model write a summary, and go on from that. Raises ConvoClosed."""
+        await self._until_done(self._compact())
+
+    async def _until_done(self, work: Awaitable[None]) -> None:
         with self._interrupts.told(self._cancel):
             try:
                 with self._busy():
                     async with self._attendant:
-                        await self._follow(text)
+                        await work
             except ConvoClosed:
                 raise
             except PalaverError as error:
@@ -146,6 +157,11 @@ class _Answer:
             async for event in told:
                 self._show(event)
 
+    async def _compact(self) -> None:
+        compaction = await reply(self._root.compact.remote())
+        self._screen.note(brief_compaction(compaction))
+        self._screen.note(compaction.summary)
+
     def _show(self, event: ConvoEvent) -> None:
         screen = self._screen
         match event:
@@ -159,6 +175,8 @@ class _Answer:
                 self._running = {call.id: call.name for call in event.response.message.tool_uses}
             case Retrying():
                 screen.note(f"(trying again in {event.wait_s:.0f} s: {event.reason})")
+            case Compacted():
+                screen.note(brief_compaction(event.compaction))
             case ToolStarted():
                 self._attendant.shown(event.call.id)
             case ToolEnded():
@@ -207,6 +225,11 @@ class _Answer:
 def brief_call(call: ToolUse) -> str:
     """A tool call in one line."""
     return _short(f"{call.name}({json.dumps(dict(call.input), ensure_ascii=False)})")
+
+
+def brief_compaction(compaction: Compaction) -> str:
+    """A compaction in one line."""
+    return f"({compaction.messages} messages became a summary of {len(compaction.summary.split())} words)"
 
 
 def brief(result: ToolResult) -> str:

@@ -23,6 +23,7 @@ from palaver.actors import inputs
 from palaver.actors.interrupts import Interrupted, Interrupts
 from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import ConfigurationError, PalaverError
+from palaver.providers.profiles import SERVERS
 from palaver.tools.builtin import CATALOGUE
 
 app = typer.Typer(
@@ -79,6 +80,25 @@ TellBudget = Annotated[
         "--tell-budget-from",
         help="From this part of a limit on, 0 to 1, tell the model what is left. Default: never.",
         metavar="PART",
+    ),
+]
+CompactFrom = Annotated[
+    float | None,
+    typer.Option(
+        help="From this part of the model's context window on, 0 to 1, go on from a summary of the "
+        "conversation. Default: never.",
+        metavar="PART",
+    ),
+]
+ContextWindow = Annotated[
+    int | None,
+    typer.Option(help="Tokens of the model's context window, where it is not known.", metavar="N"),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What serves --base-url, if the URL does not tell: {', '.join(sorted(SERVERS))}.",
+        metavar="NAME",
     ),
 ]
 Tools = Annotated[
@@ -184,6 +204,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     ] = None,
     model: Model = None,
     base_url: BaseUrl = None,
+    server: Server = None,
+    context_window: ContextWindow = None,
     price: ModelPrice = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
@@ -201,6 +223,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     max_sub_convos: MaxSubConvos = None,
     max_depth: MaxDepth = None,
     tell_budget: TellBudget = None,
+    compact_from: CompactFrom = None,
     max_tokens: MaxTokens = None,
     concurrency: Annotated[
         int, typer.Option(help="How many files at once.", metavar="N")
@@ -225,6 +248,8 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     setup = inputs.setup(
         model=model,
         base_url=base_url,
+        server=server,
+        context_window=context_window,
         price=price,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
@@ -238,6 +263,7 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         max_sub_convos=max_sub_convos,
         max_depth=max_depth,
         tell_budget_from=tell_budget,
+        compact_from=compact_from,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,
@@ -259,6 +285,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     *,
     model: Model = None,
     base_url: BaseUrl = None,
+    server: Server = None,
+    context_window: ContextWindow = None,
     price: ModelPrice = None,
     requests_per_minute: RequestsPerMinute = None,
     tokens_per_minute: TokensPerMinute = None,
@@ -276,6 +304,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     max_sub_convos: MaxSubConvos = None,
     max_depth: MaxDepth = None,
     tell_budget: TellBudget = None,
+    compact_from: CompactFrom = None,
     max_tokens: MaxTokens = None,
     address: Address = None,
 ) -> int:
@@ -283,6 +312,8 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
     setup = inputs.setup(
         model=model,
         base_url=base_url,
+        server=server,
+        context_window=context_window,
         price=price,
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
@@ -296,6 +327,7 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
         max_sub_convos=max_sub_convos,
         max_depth=max_depth,
         tell_budget_from=tell_budget,
+        compact_from=compact_from,
         system_prompt=system,
         max_tokens=max_tokens,
         address=address,

@@ -17,9 +17,11 @@ from typing import Any, TypeVar, overload
 from palaver.actors.approvals import Approvals, Desk
 from palaver.actors.budget import Budget
 from palaver.actors.children import Children
+from palaver.actors.context import ASK, PREFACE, Compaction, asking, taken_tokens
 from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import (
     BudgetExceeded,
+    CompactionFailed,
     ConvoBusy,
     ConvoCancelled,
     ConvoClosed,
@@ -39,6 +41,8 @@ from palaver.actors.transcript import Transcript
 from palaver.actors.treasury import RootTreasury, Treasury
 from palaver.actors.typed_output import OUTPUT_RETRIES, OutputType, TypedOutput
 from palaver.actors.usage import CumulativeUsage
+from palaver.providers.capabilities import context_window
+from palaver.providers.errors import ContextTooLong
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
 from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
 from palaver.providers.retry import Clock
@@ -227,21 +231,105 @@ class Conversation:
             left = await self.treasury.notice(self.id, self.settings.tell_budget_from)
             if left:
                 message = Message(role=message.role, content=(*message.content, Text(text=left)))
-        specs = tuple(self.toolset.specs)
+        request = self._request(message, typed)
+        if self.settings.compact_from is None or not self.transcript.messages:
+            return await self.exchanges.send(request, message)
+        if not self._is_full(request, self.settings.compact_from):
+            try:
+                return await self.exchanges.send(request, message)
+            except ContextTooLong:
+                pass  # which is told before anything is charged
+        await self._compact(message, "", typed)
+        others = tuple(part for part in message.content if not isinstance(part, ToolResult))
+        message = self.transcript.completed(Message(role="user", content=others))
+        return await self.exchanges.send(self._request(message, typed), message)
+
+    def _request(self, message: Message, typed: TypedOutput | None = None) -> Request:
         request = Request(
             messages=self.transcript.request_messages(message),
             system=self.settings.system_prompt,
-            tools=specs,
+            tools=tuple(self.toolset.specs),
             tool_choice=ToolChoice(type="any") if self.settings.tool_use_only else None,
             max_tokens=self.settings.max_tokens,
             prompt_caching=self.settings.prompt_caching,
         )
-        if typed is not None:
-            request = typed.asked_in(request)
-        return await self.exchanges.send(request, message)
+        return request if typed is None else typed.asked_in(request)
+
+    # The context window
+
+    async def context_left(self) -> int | None:
+        """How many tokens of the model's context window the messages so far leave to what comes, answers too.
+
+        By what the provider counted for the last request, and four bytes a token for what it has not seen.
+        0 when they take all of it; None when nobody knows the window.
+        """
+        window = context_window(self.provider)
+        if window is None:
+            return None
+        kept = Message(role="user", content=self.transcript.kept_results)
+        return max(0, window - self._taken(self._request(kept)))
+
+    async def compact(self, instructions: str = "") -> Compaction:
+        """Replace all messages by a summary that the model writes of them, and go on from that.
+
+        History that was sent is never edited: what follows is a new conversation for the provider. Here it
+        stays the same one, with its id, tools, sub-conversations, usage and budgets, so that every handle
+        holds. The next message begins with the summary; `former_messages` has what it stands for, the request
+        for it included. Open tool calls that nobody answered count as not executed. `instructions` say what
+        else the summary has to hold.
+
+        Raises what `send_message` raises, and CompactionFailed when there is nothing to summarise or the
+        model gives no summary; then the messages stand.
+        """
+        message = Message(role="user", content=self.transcript.kept_results)
+        return await self._exclusively("a compaction", self._compact(message, instructions))
+
+    async def _compact(
+        self, message: Message, instructions: str, typed: TypedOutput | None = None
+    ) -> Compaction:
+        """Compact what `message` would have gone on; of that the results of calls are part of the summary."""
+        replaced = len(self.transcript.messages)
+        if not replaced:
+            raise CompactionFailed(self.id, "it has no messages yet")
+        before = self._request(Message(role="user"), typed)
+        window = context_window(self.provider)
+        room = None if window is None else window - self._taken(before)
+        some = Message(role="user", content=(*message.tool_results, Text(text=ASK)))
+        results = self.transcript.completed(some).tool_results
+        message = Message(role="user", content=asking(results, instructions, room))
+        request = self._request(message, typed)
+        # The tools stay, or the provider's cache of all before would be of no use.
+        choice = ToolChoice(type="none") if request.tools else None
+        request = request.model_copy(update={"tool_choice": choice, "output_schema": None})
+        feed, self._told.feed = self._told.feed, None
+        try:
+            response = await self.exchanges.send(request, message)
+        finally:
+            self._told.feed = feed
+        summary = response.message.text.strip()
+        if not summary or response.stop_reason is StopReason.REFUSAL:
+            raise CompactionFailed(self.id, f"the model gave no summary ({response.stop_reason})")
+        self.transcript.compact(PREFACE.format(summary=summary))
+        self.exchanges.forget_counts()
+        compaction = Compaction(
+            number=len(self.transcript.former),
+            summary=summary,
+            messages=replaced,
+            request_id=response.request_id,
+            usage=response.usage,
+        )
+        await self._told.on_compaction(compaction)
+        return compaction
+
+    def _is_full(self, request: Request, compact_from: float) -> bool:
+        window = context_window(self.provider)
+        return window is not None and self._taken(request) >= window * compact_from
+
+    def _taken(self, request: Request) -> int:
+        return taken_tokens(request, self.exchanges.counted(request))
 
     async def _run(self, message: Message, typed: TypedOutput | None) -> RunResult[Any]:
-        first, before = True, len(self.transcript.messages)
+        first, before = True, (len(self.transcript.former), len(self.transcript.messages))
         stop: RunStop
         detail: str | None = None
         output: Any = None
@@ -288,7 +376,7 @@ class Conversation:
             if self._cause is None:
                 raise
             stop, detail = "cancelled", self._cause
-        answers = [each for each in self.transcript.messages[before:] if each.role == "assistant"]
+        answers = [each for each in self.transcript.since(*before) if each.role == "assistant"]
         last = answers[-1] if answers else None
         return RunResult(
             convo_id=self.id,

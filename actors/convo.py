@@ -21,6 +21,7 @@ import ray.actor
 
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied
 from palaver.actors.budget import Budget
+from palaver.actors.context import Compaction
 from palaver.actors.conversation import Conversation
 from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
@@ -28,7 +29,14 @@ from palaver.actors.feed import ConvoEvent
 from palaver.actors.ids import new_convo_id
 from palaver.actors.kin import Activity, Branch
 from palaver.actors.listener import Listener
-from palaver.actors.options import AnyTool, SubConvoOptions, check_options, check_price, packed_tools
+from palaver.actors.options import (
+    AnyTool,
+    SubConvoOptions,
+    check_options,
+    check_price,
+    check_window,
+    packed_tools,
+)
 from palaver.actors.rate_gate import GateClient
 from palaver.actors.relatives import Ancestors, Remote
 from palaver.actors.remote_methods import remote_run, remote_stream, remotely
@@ -125,6 +133,35 @@ class ConvoActor:
     async def messages(self) -> tuple[Message, ...]:
         """All messages that were sent and answered, oldest first."""
         return self._core.transcript.messages
+
+    @remotely
+    async def former_messages(self) -> tuple[tuple[Message, ...], ...]:
+        """The messages that each compaction replaced by a summary, oldest first."""
+        return self._core.transcript.former
+
+    @remotely
+    async def context_left(self) -> int | None:
+        """How many tokens of the model's context window the messages so far leave to what comes, answers too.
+
+        By what the provider counted for the last request, and four bytes a token for what it has not seen.
+        0 when they take all of it; None when nobody knows the window.
+        """
+        return await self._core.context_left()
+
+    @remotely
+    async def compact(self, instructions: str = "") -> Compaction:
+        """Replace all messages by a summary that the model writes of them, and go on from that.
+
+        History that was sent is never edited: what follows is a new conversation for the provider. Here it
+        stays the same one, with its id, tools, sub-conversations, usage and budgets, so that every handle
+        holds. The next message begins with the summary; `former_messages` has what it stands for, the request
+        for it included. Open tool calls that nobody answered count as not executed. `instructions` say what
+        else the summary has to hold.
+
+        Raises what `send_message` raises, and CompactionFailed when there is nothing to summarise or the
+        model gives no summary; then the messages stand.
+        """
+        return await self._core.compact(instructions)
 
     @remotely
     async def send_user_text_message(self, text: str, *contents: Content) -> Response:
@@ -334,7 +371,7 @@ class ConvoActor:
     @remotely
     async def sub_convo_with_history(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
-        return (await self._start_children([options], self._core.transcript.messages))[0]
+        return (await self._start_children([options], self._core.transcript.history))[0]
 
     async def _start_children(
         self,
@@ -388,6 +425,7 @@ class ConvoActor:
             label=options.get("label", ""),
             tool_limits=self._core.settings.tool_limits,
             tell_budget_from=self._core.settings.tell_budget_from,
+            compact_from=self._core.settings.compact_from,
         )
         tools = [self._own_tool(each) if isinstance(each, str) else each for each in options.get("tools", ())]
         return settings, packed_tools(tools, settings, self._workspace)
@@ -561,6 +599,7 @@ class ConvoClass:
         workspace: str | os.PathLike[str] | Workspace | None = None,
         listener: Listener | None = None,
         tell_budget_from: float | None = None,
+        compact_from: float | None = None,
         label: str = "",
     ) -> ConvoHandle:
         """Start a root conversation: a Ray actor, in a process of its own.
@@ -570,7 +609,10 @@ class ConvoClass:
         `max_tokens` bounds one answer; None is the provider's default. `tool_limits` hold for tools that
         set none themselves, here and below. `workspace` is the folder that tools of this tree work in, on
         the node where this is called, unless a `Workspace` says otherwise. From `tell_budget_from` (0 to 1)
-        of a limit on, each message tells the model what is left, here and below; None tells nothing.
+        of a limit on, each message tells the model what is left, here and below; None tells nothing. Before a
+        request that would take `compact_from` (above 0, at most 1) of the context window, or that is refused
+        as too long, all messages are replaced by a summary, as `compact` does it, here and below; None leaves
+        them.
         `label` is shown in trees. The conversation ends with `close`, or when the last handle is dropped.
         Raises ConfigurationError, before anything is started, for what cannot work.
         """
@@ -582,6 +624,7 @@ class ConvoClass:
             max_tokens=max_tokens,
             tool_limits=tool_limits or ToolLimits(),
             tell_budget_from=tell_budget_from,
+            compact_from=compact_from,
             label=label,
         )
         if not isinstance(cast("object", provider), Provider):
@@ -590,6 +633,7 @@ class ConvoClass:
                 "Anthropic(), OpenAI(...), Local(), or provider_for('model name')"
             )
         check_price(provider, settings.budget)
+        check_window(provider, compact_from)
         place = _workspace(workspace)
         packed = packed_tools(tools, settings, place)
         return _start(provider, packed, settings, listener, self._ray_options, workspace=place)

@@ -13,6 +13,7 @@
       UnknownToolCall     no tool call with that id is running, open, or waiting for approval
       AmbiguousToolCall   several conversations have a waiting tool call with that id
       NothingToSend       a message without content
+      CompactionFailed    there is nothing to summarise, or the model gave no summary
 
 Layer: actors, core; no Ray.
 """
@@ -244,3 +245,15 @@ class NothingToSend(PalaverError):
 
     def __str__(self) -> str:
         return f"nothing to send in conversation {self.convo_id}: pass a text or contents"
+
+
+class CompactionFailed(PalaverError):
+    """The messages of conversation `convo_id` could not be replaced by a summary; they stand as they were."""
+
+    def __init__(self, convo_id: str, why: str) -> None:
+        super().__init__(convo_id, why)
+        self.convo_id = convo_id
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"conversation {self.convo_id} could not be compacted, and stands as it was: {self.why}"

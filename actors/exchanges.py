@@ -103,6 +103,22 @@ class Exchanges:
             await self._clock.sleep(wait_s)
             request = request.model_copy(update={"id": new_request_id()})
 
+    def counted(self, request: Request) -> CountedInput | None:
+        """What the provider counted for the last request, where this one begins with all of that."""
+        if self._last is None:
+            return None
+        last, counted = self._last
+        same = (last.system, last.tools, last.output_schema) == (
+            request.system,
+            request.tools,
+            request.output_schema,
+        )
+        return counted if same and counted.input_tokens else None
+
+    def forget_counts(self) -> None:
+        """The next request does not begin with what was sent before."""
+        self._last = None
+
     async def until_request_ended(self, request_id: str) -> None:
         """Wait until a request is neither under way nor about to be."""
         while self.request_id == request_id:
@@ -236,19 +252,7 @@ class Exchanges:
     def _worst_case(self, request: Request) -> WorstCase:
         if not isinstance(self._provider, BoundsCost):
             return _unpriced(request)
-        return self._provider.worst_case(request, self._counted(request))
-
-    def _counted(self, request: Request) -> CountedInput | None:
-        """What the provider counted for the last request, where this one begins with all of that."""
-        if self._last is None:
-            return None
-        last, counted = self._last
-        same = (last.system, last.tools, last.output_schema) == (
-            request.system,
-            request.tools,
-            request.output_schema,
-        )
-        return counted if same and counted.input_tokens else None
+        return self._provider.worst_case(request, self.counted(request))
 
 
 def _unpriced(request: Request) -> WorstCase:

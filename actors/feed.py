@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from palaver.actors.context import Compaction
 from palaver.actors.result import RunResult
 from palaver.providers.messages import Text, Thinking, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
@@ -54,6 +55,13 @@ class Retrying(Value):
     wait_s: NonNegativeFloat
 
 
+class Compacted(Value):
+    """All messages were replaced by a summary, which came without events of its own."""
+
+    type: Literal["compacted"] = "compacted"
+    compaction: Compaction
+
+
 class RunEnded(Value):
     """The end of the run: what `run` would have returned. Always the last event."""
 
@@ -61,7 +69,7 @@ class RunEnded(Value):
     result: RunResult[Any]
 
 
-ConvoEvent: TypeAlias = Delta | Responded | Retrying | ToolStarted | ToolEnded | RunEnded
+ConvoEvent: TypeAlias = Delta | Responded | Retrying | Compacted | ToolStarted | ToolEnded | RunEnded
 
 
 class Feed:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 from pydantic import ValidationError
 
 from palaver.actors.budget import Budget
-from palaver.actors.options import check_price
+from palaver.actors.options import check_price, check_window
 from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
 from palaver.actors.tool_names import load_mcp, load_tools
@@ -43,6 +43,7 @@ class Setup(NamedTuple):
     workspace: str | None
     tool_limits: ToolLimits
     tell_budget_from: float | None
+    compact_from: float | None
     notes: tuple[str, ...]
 
 
@@ -60,6 +61,7 @@ def setup(
     max_sub_convos: int | None = None,
     max_depth: int | None = None,
     tell_budget_from: float | None = None,
+    compact_from: float | None = None,
     system_prompt: str,
     max_tokens: int | None,
     address: str | None,
@@ -68,6 +70,8 @@ def setup(
     price: str | None = None,
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
+    context_window: int | None = None,
+    server: str | None = None,
 ) -> Setup:
     """All of it, checked. Raises ConfigurationError."""
     _check_text("--system", system_prompt)
@@ -76,6 +80,10 @@ def setup(
     if tell_budget_from is not None and not 0 <= tell_budget_from <= 1:
         raise ConfigurationError(
             f"--tell-budget-from is {tell_budget_from:g}; use a part of a limit, from 0 to 1"
+        )
+    if compact_from is not None and not 0 < compact_from <= 1:
+        raise ConfigurationError(
+            f"--compact-from is {compact_from:g}; use a part of the context window, above 0 and at most 1"
         )
     limits = budget(
         max_dollars,
@@ -95,8 +103,11 @@ def setup(
         base_url,
         None if price is None else model_price(price),
         rate_limits(requests_per_minute, tokens_per_minute),
+        context_window,
+        server,
     )
     check_price(provider, limits)
+    check_window(provider, compact_from)
     if folder is not None:
         notes = (*notes, f"workspace: {printable(folder)}")
     return Setup(
@@ -109,6 +120,7 @@ def setup(
         workspace=folder,
         tool_limits=tool_limits,
         tell_budget_from=tell_budget_from,
+        compact_from=compact_from,
         notes=notes,
     )
 
@@ -118,6 +130,8 @@ def choose_model(
     base_url: str | None,
     price: Price | None = None,
     rate_limits: RateLimits | None = None,
+    context_window: int | None = None,
+    server: str | None = None,
 ) -> tuple[Provider, tuple[str, ...]]:
     """The provider, and what the person should know about the choice. Raises ConfigurationError."""
     from palaver.providers import models  # knows every adapter
@@ -127,8 +141,12 @@ def choose_model(
         _check_priced(name)
         options["price"] = price
     if rate_limits is not None:
-        _check_limited(name)
+        _check_of_a_service("--requests-per-minute or --tokens-per-minute", name)
         options["rate_limits"] = rate_limits
+    for option, given in (("context_window", context_window), ("server", server)):
+        if given is not None:
+            _check_of_a_service(f"--{option.replace('_', '-')}", name)
+            options[option] = given
     if name is not None:
         try:
             provider = models.provider_for(name, base_url=base_url, **options)
@@ -165,12 +183,11 @@ def _check_priced(name: str | None) -> None:
         )
 
 
-def _check_limited(name: str | None) -> None:
-    options = "--requests-per-minute and --tokens-per-minute"
+def _check_of_a_service(option: str, name: str | None) -> None:
     if name is None:
-        raise ConfigurationError(f"{options} need --model: whose limits they are")
+        raise ConfigurationError(f"{option} needs --model: what it is said of")
     if name.partition(":")[0] in ("scripted", "local"):
-        raise ConfigurationError(f"{options} go to models of a service, and {name!r} is none; leave them out")
+        raise ConfigurationError(f"{option} goes to models of a service, and {name!r} is none; leave it out")
 
 
 def rate_limits(requests_per_minute: float | None, tokens_per_minute: float | None) -> RateLimits | None:

@@ -12,7 +12,8 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from palaver.actors.approvals import ApprovalRequest, Decision
-from palaver.actors.feed import Feed, Responded, Retrying, ToolEnded, ToolStarted
+from palaver.actors.context import Compaction
+from palaver.actors.feed import Compacted, Feed, Responded, Retrying, ToolEnded, ToolStarted
 from palaver.providers.errors import PalaverError
 from palaver.providers.messages import Message, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
@@ -24,7 +25,7 @@ LISTENER_TIMEOUT_S = 5.0
 """An async listener that takes longer is given up on, so that it cannot hold up the conversation."""
 
 
-_ADDED_LATER = frozenset({"on_approval_needed", "on_approval_decided", "on_retry"})
+_ADDED_LATER = frozenset({"on_approval_needed", "on_approval_decided", "on_compaction", "on_retry"})
 """Methods that a listener which does not subclass NoopListener may have been written without."""
 
 
@@ -57,6 +58,10 @@ class Listener(Protocol):
 
     def on_retry(self, convo: ConvoInfo, request_id: str, retry: Retry) -> Awaitable[None] | None:
         """A request failed and is about to be sent again, after `retry.wait_s` seconds."""
+        ...
+
+    def on_compaction(self, convo: ConvoInfo, compaction: Compaction) -> Awaitable[None] | None:
+        """All messages were replaced by a summary, which the next request begins with."""
         ...
 
     def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
@@ -93,6 +98,9 @@ class NoopListener:
 
     def on_retry(self, convo: ConvoInfo, request_id: str, retry: Retry) -> Awaitable[None] | None:
         """Ignore a retry."""
+
+    def on_compaction(self, convo: ConvoInfo, compaction: Compaction) -> Awaitable[None] | None:
+        """Ignore a compaction."""
 
     def on_tool_call(self, convo: ConvoInfo, call: ToolUse) -> Awaitable[None] | None:
         """Ignore a tool call."""
@@ -139,6 +147,12 @@ class GuardedListener:
             reason, wait_s = str(retry.error), retry.wait_s
             self.feed.put(Retrying(reason=reason, attempt=retry.attempt, wait_s=wait_s))
         await self._tell("on_retry", request_id, retry)
+
+    async def on_compaction(self, compaction: Compaction) -> None:
+        """Tell of a compaction."""
+        if self.feed is not None:
+            self.feed.put(Compacted(compaction=compaction))
+        await self._tell("on_compaction", compaction)
 
     async def on_tool_call(self, call: ToolUse) -> None:
         """Tell of a tool call."""

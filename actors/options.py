@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypedDict, cast
 from palaver.actors.budget import Budget
 from palaver.actors.errors import UnknownPrice
 from palaver.actors.settings import Settings
+from palaver.providers.capabilities import context_window
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.provider import Provider, Request
 from palaver.providers.worst_case import BoundsCost
@@ -67,6 +68,16 @@ def check_price(provider: Provider, budget: Budget) -> None:
     empty = Request(messages=())
     if not isinstance(provider, BoundsCost) or provider.worst_case(empty).input_usd is None:
         raise UnknownPrice(provider.model)
+
+
+def check_window(provider: Provider, compact_from: float | None) -> None:
+    """Raise ConfigurationError for a part of a context window that nobody knows."""
+    if compact_from is not None and context_window(provider) is None:
+        raise ConfigurationError(
+            f"compact_from is {compact_from:g}, and the context window of model {provider.model!r} "
+            "is not known; give the provider its size in tokens (context_window=..., --context-window), or "
+            "leave it out"
+        )
 
 
 def check_options(options: SubConvoOptions) -> None:

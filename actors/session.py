@@ -71,6 +71,7 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
             tool_limits=setup.tool_limits,
             workspace=setup.workspace,
             tell_budget_from=setup.tell_budget_from,
+            compact_from=setup.compact_from,
             label=label,
         )
         runner = asyncio.Runner()

@@ -30,6 +30,7 @@ class Settings:
     max_tokens: int | None = None
     tool_limits: ToolLimits = ToolLimits()
     tell_budget_from: float | None = None
+    compact_from: float | None = None
     label: str = ""
 
     def __post_init__(self) -> None:
@@ -47,6 +48,12 @@ class Settings:
         if part is not None and (not isinstance(part, int | float) or not 0 <= part <= 1):
             raise ConfigurationError(
                 f"tell_budget_from is {part!r}; use a part of a limit, 0 to 1, or None to tell nothing"
+            )
+        share = cast("object", self.compact_from)
+        if share is not None and (not isinstance(share, int | float) or not 0 < share <= 1):
+            raise ConfigurationError(
+                f"compact_from is {share!r}; use a part of the context window, above 0 and at most 1, or "
+                "None to compact when asked alone"
             )
         self.tool_limits.check("tool_limits")
 

@@ -33,6 +33,13 @@ class Exchanged(Value):
     response: Response
 
 
+class Compacted(Value):
+    """All messages were replaced by what the next one begins with."""
+
+    type: Literal["compacted"] = "compacted"
+    preface: str
+
+
 class ResultKept(Value):
     """A tool call got its result, which has not been sent yet."""
 
@@ -44,10 +51,10 @@ class TranscriptEvent(Value):
     """One change of a transcript. `seq` counts from 1 without gaps."""
 
     seq: int
-    change: Annotated[Exchanged | ResultKept, Field(discriminator="type")]
+    change: Annotated[Exchanged | Compacted | ResultKept, Field(discriminator="type")]
 
 
-_Change: TypeAlias = Exchanged | ResultKept
+_Change: TypeAlias = Exchanged | Compacted | ResultKept
 
 
 class Transcript:
@@ -64,11 +71,28 @@ class Transcript:
         self._on_event = on_event
         self._messages = list(messages)
         self._results: dict[str, ToolResult] = {}
+        self._former: list[tuple[Message, ...]] = []
+        self._preface: Text | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All messages that were sent and answered, oldest first."""
+        """All messages that were sent and answered, oldest first; after a compaction those since then."""
         return tuple(self._messages)
+
+    @property
+    def former(self) -> tuple[tuple[Message, ...], ...]:
+        """The messages that each compaction replaced, oldest first."""
+        return tuple(self._former)
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """What a copy of the conversation begins with: its messages, or the preface that none has yet."""
+        return self.messages if self._preface is None else (Message(role="user", content=(self._preface,)),)
+
+    def since(self, former: int, messages: int) -> tuple[Message, ...]:
+        """The messages that were added after there were so many former parts, and so many messages."""
+        parts = [*self._former[former:], self.messages]
+        return tuple(message for part in (parts[0][messages:], *parts[1:]) for message in part)
 
     @property
     def open_calls(self) -> tuple[ToolUse, ...]:
@@ -94,6 +118,10 @@ class Transcript:
         """Keep a message as it was sent, and its answer; None: the last answer goes on with this one."""
         self._change(Exchanged(message=message, response=response))
 
+    def compact(self, preface: str) -> None:
+        """Begin anew: the next message starts with `preface`, which stands for all so far."""
+        self._change(Compacted(preface=preface))
+
     def completed(self, message: Message) -> Message:
         """The message as it has to be sent: every open call answered once, results first, text last.
 
@@ -111,6 +139,8 @@ class Transcript:
                 raise UnknownToolCall(self._convo_id, tool_use_id, state, open_ids)
         results = [given.get(id_) or self._results.get(id_) or _not_executed(id_) for id_ in open_ids]
         others = [part for part in message.content if not isinstance(part, ToolResult)]
+        if self._preface is not None:
+            others.insert(0, self._preface)
         if not results and not others:
             raise NothingToSend(self._convo_id)
         return Message(role=message.role, content=(*results, *others))
@@ -136,6 +166,12 @@ class Transcript:
                 else:
                     self._messages += [message, response.message]
                     self._results.clear()
+                    self._preface = None
+            case Compacted(preface=preface):
+                self._former.append(self.messages)
+                self._messages.clear()
+                self._results.clear()
+                self._preface = Text(text=preface)
             case ResultKept(result=result):
                 self._results[result.tool_use_id] = result
 

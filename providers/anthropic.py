@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from palaver.providers.anthropic_cost import dearest, overhead
 from palaver.providers.anthropic_stream import AnthropicAssembler
 from palaver.providers.anthropic_wire import ORIGIN, CacheTtl, Effort, from_wire, output_by, to_wire
+from palaver.providers.capabilities import check_context_window
 from palaver.providers.errors import BadRequest, ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
 from palaver.providers.keys import find_key
-from palaver.providers.price_list import lookup_price
+from palaver.providers.price_list import Listing, lookup
 from palaver.providers.prices import CacheWrites, Price, check_given
 from palaver.providers.provider import OutputBy, OutputSchema, Request, Response
 from palaver.providers.rate_limits import Gate, RateLimits
@@ -59,10 +60,10 @@ class Anthropic:
 
     `api_key` None takes ANTHROPIC_API_KEY from the environment now, not later: the key travels with
     the provider. `max_tokens` bounds each answer where the request names no bound; None takes 16,384,
-    or the model's own limit where that is lower. `price` None looks the list price up (about a second
-    in the first provider of a process); it stays None, and every cost with it, when the price is
-    unknown. `timeout_s` bounds one try from its first byte to its last, or, of
-    one that is streamed, the wait for each part. `rate_limits` are those of the key,
+    or the model's own limit where that is lower. `price` and `context_window` (in tokens) are looked up in
+    the list of known models where they are None (about a second in the first provider of a process); they
+    stay None when they are unknown, and every cost with the price. `timeout_s` bounds one try from its first
+    byte to its last, or, of one that is streamed, the wait for each part. `rate_limits` are those of the key,
     kept by all conversations of a cluster together; what is not given is learned, and None lets each send
     as it likes.
 
@@ -87,6 +88,7 @@ class Anthropic:
         effort: Effort | None = None,
         cache_ttl: CacheTtl = "5m",
         price: Price | None = None,
+        context_window: int | None = None,
         retry: RetryPolicy | None = None,
         timeout_s: float = 600.0,
         rate_limits: RateLimits | None = RateLimits(),
@@ -116,7 +118,10 @@ class Anthropic:
         )
         self._clock = clock or Clock()
         check_given(price)
-        self._price = price if price is not None else lookup_price(model, base_url)
+        check_context_window(context_window)
+        listed = Listing() if price is not None and context_window is not None else lookup(model, base_url)
+        self._price = price if price is not None else listed.price
+        self._context_window = context_window or listed.context_window
 
     @property
     def name(self) -> str:
@@ -132,6 +137,11 @@ class Anthropic:
     def price(self) -> Price | None:
         """What the model costs; None when that is unknown."""
         return self._price
+
+    @property
+    def context_window(self) -> int | None:
+        """The most tokens of input and output together; None when unknown."""
+        return self._context_window
 
     @property
     def max_tokens(self) -> int:

@@ -120,6 +120,11 @@ class Local:
     def model(self) -> str:
         return self._settings.name
 
+    @property
+    def context_window(self) -> int:
+        """The most tokens of input and output together, of each conversation."""
+        return self._settings.context_tokens
+
     def output_by(self, schema: OutputSchema, *, has_tools: bool) -> OutputBy:
         """By schema, which becomes a grammar that the model cannot leave; by tool beside other tools."""
         return "tool" if has_tools else "schema"

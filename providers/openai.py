@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from palaver.providers.capabilities import check_context_window
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.http import Endpoint
 from palaver.providers.http_errors import Peer
@@ -17,7 +18,7 @@ from palaver.providers.keys import find_key
 from palaver.providers.openai_answer import from_wire
 from palaver.providers.openai_stream import OpenAIAssembler
 from palaver.providers.openai_wire import overhead, to_wire
-from palaver.providers.price_list import lookup_price
+from palaver.providers.price_list import Listing, lookup
 from palaver.providers.prices import Price, check_given
 from palaver.providers.profiles import (
     Profile,
@@ -53,9 +54,10 @@ class OpenAI:
     what it is: "vllm", "sglang", "llama.cpp", "ollama", "lm-studio", "litellm" (see `SERVERS`). `profile`
     replaces them: all with a Profile, single ones with a mapping. `max_tokens` bounds each answer where the
     request names no bound; None leaves it to the server. `reasoning_effort` is passed on; None sends none,
-    except "none" beside tools to the OpenAI models that need it. `price` None looks the list price up
-    (about a second in the first provider of a process); it stays None when the price is unknown, and then
-    so is every cost that the server does not tell itself. `timeout_s` bounds one try as a whole, or, of one
+    except "none" beside tools to the OpenAI models that need it. `price` and `context_window` (in
+    tokens) are looked up in the list of known models where they are None (about a second in the first
+    provider of a process); they stay None when they are unknown, and then so is every cost that the server
+    does not tell itself. `timeout_s` bounds one try as a whole, or, of one
     that is streamed, the wait for each part. `rate_limits` are those of the key, kept by all conversations
     of a cluster together; what is not given is learned, and None lets each send as it likes.
 
@@ -76,6 +78,7 @@ class OpenAI:
         max_tokens: int | None = None,
         reasoning_effort: str | None = None,
         price: Price | None = None,
+        context_window: int | None = None,
         retry: RetryPolicy | None = None,
         timeout_s: float = 600.0,
         rate_limits: RateLimits | None = RateLimits(),
@@ -108,7 +111,10 @@ class OpenAI:
         )
         self._clock = clock or Clock()
         check_given(price)
-        self._price = price if price is not None else lookup_price(model, base_url)
+        check_context_window(context_window)
+        listed = Listing() if price is not None and context_window is not None else lookup(model, base_url)
+        self._price = price if price is not None else listed.price
+        self._context_window = context_window or listed.context_window
 
     @property
     def name(self) -> str:
@@ -124,6 +130,11 @@ class OpenAI:
     def price(self) -> Price | None:
         """What the model costs; None when that is unknown."""
         return self._price
+
+    @property
+    def context_window(self) -> int | None:
+        """The most tokens of input and output together; None when unknown."""
+        return self._context_window
 
     @property
     def max_tokens(self) -> int | None:

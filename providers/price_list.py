@@ -1,4 +1,4 @@
-"""The list prices: what genai-prices knows of a model, as our `Price`.
+"""The list of models: what genai-prices knows of their prices, as our `Price`, and context windows.
 
 Layer: providers; imports the prices alone, and genai-prices inside one function: it costs 107 MB and a
 second (measured November 2026), so only the process that builds a provider pays for it, once.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from palaver.providers.prices import STANDARD_TIERS, Price, Rates, Tier
@@ -32,6 +32,20 @@ _CONTEXTS_WE_READ = ("service_tier", "processing", "speed")
 """What genai-prices calls the choices that usage reports tell of: the tier, batch, Anthropic's fast mode."""
 
 
+class Listing(NamedTuple):
+    """What the list says of a model. `context_window` is in tokens; None is unknown."""
+
+    price: Price | None = None
+    context_window: int | None = None
+
+
+def lookup(model: str, provider_hint: str) -> Listing:
+    """What the list says of a model. See `lookup_price`, as to the cost too."""
+    if urlsplit(provider_hint).hostname in _LOOPBACK:
+        return Listing()  # known without paying for the import: no list covers one's own machine
+    return _lookup(model, provider_hint, datetime.now(UTC).date().isoformat())
+
+
 def lookup_price(model: str, provider_hint: str) -> Price | None:
     """The list price of a model today, from the data inside the installed genai-prices; no network.
 
@@ -44,15 +58,12 @@ def lookup_price(model: str, provider_hint: str) -> Price | None:
 
     The first call in a process takes about a second and 107 MB.
     """
-    if urlsplit(provider_hint).hostname in _LOOPBACK:
-        return None  # known without paying for the import: no price list covers one's own machine
-    return _lookup(model, provider_hint, datetime.now(UTC).date().isoformat())
+    return lookup(model, provider_hint).price
 
 
 @cache
-def _lookup(model: str, provider_hint: str, today: str) -> Price | None:
+def _lookup(model: str, provider_hint: str, today: str) -> Listing:
     from genai_prices.data_snapshot import get_snapshot  # 107 MB, see above
-    from genai_prices.types import TimeOfDateConstraint
 
     is_url = "://" in provider_hint
     try:
@@ -60,7 +71,13 @@ def _lookup(model: str, provider_hint: str, today: str) -> Price | None:
             model, None, None if is_url else provider_hint, provider_hint if is_url else None
         )
     except LookupError:
-        return None
+        return Listing()
+    return Listing(_price(info, today), info.context_window)
+
+
+def _price(info: ModelInfo, today: str) -> Price | None:
+    from genai_prices.types import TimeOfDateConstraint
+
     midnight = datetime.fromisoformat(today).replace(tzinfo=UTC)
     constraints = [item.constraint for item in info.prices] if isinstance(info.prices, list) else []
     moments = [midnight] + [

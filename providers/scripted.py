@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
+from palaver.providers.capabilities import check_context_window
 from palaver.providers.errors import BadRequest, ConfigurationError, ProviderError
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse, Value
 from palaver.providers.prices import Price, check_given
@@ -46,7 +47,8 @@ class Scripted:
     kept in `requests` of the copy that got them, and appended to `record_to` (JSON lines), where given,
     which any process can read. A reply without usage of its own is charged one token per word, at
     `cost_usd` per reply; None makes its cost unknown. With a `price` instead, it costs what its tokens do.
-    `output_by` is how answers of a type are asked for; the script gives them as it likes.
+    `output_by` is how answers of a type are asked for; the script gives them as it likes. `context_window` is
+    told, and not kept to.
 
     A text longer than the request's `max_tokens`, or else than `max_tokens` words, is cut there, as a server
     does; tool calls are kept whole, and no more than the limit is charged. A whole `Response` stays as it is.
@@ -66,8 +68,10 @@ class Scripted:
         price: Price | None = None,
         max_tokens: int | None = None,
         output_by: OutputBy = "tool",
+        context_window: int | None = None,
     ) -> None:
         check_given(price)
+        check_context_window(context_window)
         if cost_usd is not None and not (Decimal(cost_usd).is_finite() and cost_usd >= 0):
             raise ConfigurationError(f"cost_usd is {cost_usd}; a reply costs 0 or more, or None for unknown")
         if price is not None and cost_usd != 0:
@@ -85,6 +89,7 @@ class Scripted:
         self._max_tokens = max_tokens
         self._record_to = None if record_to is None else Path(record_to)
         self._output_by: OutputBy = output_by
+        self._context_window = context_window
         self.requests: list[Request] = []
 
     @classmethod
@@ -95,8 +100,8 @@ class Scripted:
                 {"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1, "b": 2}}]}]
 
         Or an object with that list as `replies`, and optionally `model`, `delay_s`, `cost_usd`, `max_tokens`,
-        as in the constructor, and `price`, {"input_usd": 0.15, "output_usd": 0.6} per million tokens;
-        `options` go before them. Raises ConfigurationError when the file cannot be read or is
+        `context_window`, as in the constructor, and `price`, {"input_usd": 0.15, "output_usd": 0.6} per
+        million tokens; `options` go before them. Raises ConfigurationError when the file cannot be read or is
         no such script.
         """
         try:
@@ -108,7 +113,8 @@ class Scripted:
             raise ConfigurationError(
                 f"script {str(path)!r} is no list of replies: {first['msg']} at {list(first['loc'])}; "
                 "each reply is a text, a message {role, content} or a response {message, ...}. For more than "
-                "a list, write {replies, model, delay_s, cost_usd, price, max_tokens}"
+                "a list, write {replies, model, delay_s, cost_usd, price, max_tokens, "
+                "context_window}"
             ) from error
         if isinstance(content, _ScriptFile):
             names = content.model_fields_set - {"replies"}
@@ -126,6 +132,11 @@ class Scripted:
     @property
     def name(self) -> str:
         return "scripted"
+
+    @property
+    def context_window(self) -> int | None:
+        """The most tokens of input and output together; None when none was given."""
+        return self._context_window
 
     @property
     def model(self) -> str:
@@ -251,6 +262,7 @@ class _ScriptFile(Value):
     cost_usd: Decimal | None = Field(default=Decimal(), ge=0)
     price: _ScriptPrice | None = None
     max_tokens: PositiveInt | None = None
+    context_window: PositiveInt | None = None
 
 
 _FILE: TypeAdapter[list[str | Message | Response] | _ScriptFile] = TypeAdapter(

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -217,8 +218,22 @@ def test_a_rate_limit_that_is_none_is_refused(limit: float) -> None:
 
 @pytest.mark.parametrize("name", [None, "local", "local:model.gguf", "scripted:x.json"])
 def test_rate_limits_for_a_model_that_has_none_are_refused(name: str | None) -> None:
-    with pytest.raises(ConfigurationError, match="--requests-per-minute and --tokens-per-minute"):
+    with pytest.raises(ConfigurationError, match="--requests-per-minute or --tokens-per-minute"):
         choose_model(name, None, rate_limits=RateLimits(requests_per_minute=1))
+    for option in ("context_window", "server"):
+        with pytest.raises(ConfigurationError, match=f"--{option.replace('_', '-')} "):
+            choose_model(name, None, **{option: cast("Any", 1)})
+
+
+def test_a_share_of_a_window_needs_one_that_is_known() -> None:
+    given = {"base_url": "http://127.0.0.1:9/v1", "tools": (), "max_dollars": None, "max_responses": None}
+    given |= {"max_wall_time_s": None, "system_prompt": "", "max_tokens": None, "address": None}
+    given |= {"workspace": None, "tool_timeout_s": None, "model": "m", "compact_from": 0.8}
+    with pytest.raises(ConfigurationError, match=r"window of model 'm' is not known.*--context-window"):
+        setup(**cast("Any", given))
+    assert setup(**cast("Any", given), context_window=9).compact_from == 0.8
+    with pytest.raises(ConfigurationError, match=r"--compact-from is 1.5; use a part"):
+        setup(**cast("Any", {**given, "compact_from": 1.5}))
 
 
 def test_all_limits_of_a_budget_can_be_given() -> None:

@@ -161,16 +161,28 @@ def test_answer_of_no_use_is_an_error_that_carries_the_usage(body: dict[str, Any
                output_tokens=10)),
         ({"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 150},
          Usage(input_tokens=100, output_tokens=50, thinking_tokens=40)),
-        ({"prompt_tokens": 5, "completion_tokens": None, "prompt_tokens_details": None,
-          "completion_tokens_details": None}, Usage(input_tokens=5)),
-        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}},
+        ({"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": None,
+          "completion_tokens_details": None}, Usage(input_tokens=5, output_tokens=1)),
+        ({"prompt_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 9}},
          Usage(cache_read_input_tokens=5)),
-        ({"prompt_tokens": "5", "completion_tokens": True, "total_tokens": -1}, Usage()),
     ],
 )  # fmt: skip
 def test_each_token_is_counted_once(counts: dict[str, Any], expected: Usage) -> None:
     assert usage_from_wire(counts, None) == expected
     assert usage_from_wire(counts, PRICE).cost_usd == PRICE.cost(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": None, "total_tokens": 9}, Usage(input_tokens=5)),
+        ({"prompt_tokens": "5", "completion_tokens": True, "total_tokens": -1}, Usage()),
+    ],
+)
+def test_what_can_be_read_of_a_count_that_is_not_whole_is_kept_without_a_cost(
+    counts: dict[str, Any], expected: Usage
+) -> None:
+    assert usage_from_wire(counts, PRICE) == expected
 
 
 def test_missing_usage_is_unknown_rather_than_free() -> None:
@@ -186,8 +198,8 @@ def test_missing_usage_is_unknown_rather_than_free() -> None:
         ({"prompt_tokens": 9, "cost": {"total_cost": 0.5}}, Decimal("0.5")),
         ({"prompt_tokens": 9, "cost": 0.01, "is_byok": True,
           "cost_details": {"upstream_inference_cost": 0.2}}, Decimal("0.21")),
-        ({"prompt_tokens": 1_000_000, "cost": None}, Decimal(2)),
-        ({"prompt_tokens": 1_000_000, "cost": "much"}, Decimal(2)),
+        ({"prompt_tokens": 1_000_000, "completion_tokens": 0, "cost": None}, Decimal(2)),
+        ({"prompt_tokens": 1_000_000, "completion_tokens": 0, "cost": "much"}, Decimal(2)),
     ],
 )  # fmt: skip
 def test_cost_the_server_reports_wins_over_the_price(counts: dict[str, Any], cost: Decimal) -> None:
