@@ -344,12 +344,21 @@ def _chat(  # pyright: ignore[reportUnusedFunction]
 
 @app.command("models")
 def _models(  # pyright: ignore[reportUnusedFunction]
+    base_url: Annotated[
+        str | None, typer.Option(help="Ask this server which models it serves.", metavar="URL")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with exact prices.")] = False,
 ) -> int:
-    """List the models that have a name here, their prices, and whether their key is set."""
-    from palaver.actors.model_table import print_models
+    """List the models that have a name here, their prices and windows, and whether their key is set.
 
-    print_models(as_json=as_json)
+    The file that PALAVER_MODELS names, or palaver/models.yaml in the folder of settings, adds models.
+    """
+    from palaver.actors.model_table import print_models, print_served
+
+    if base_url is None:
+        print_models(as_json=as_json)
+    else:
+        print_served(base_url, as_json=as_json)
     return 0
 
 

@@ -5,6 +5,7 @@ Layer: actors, command line; no Ray.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import stat
@@ -22,8 +23,10 @@ from palaver.actors.options import check_price, check_window
 from palaver.actors.screen import printable
 from palaver.actors.swarm import Item
 from palaver.actors.tool_names import load_mcp, load_tools
-from palaver.providers.errors import ConfigurationError, MissingKey, UnknownModel
+from palaver.providers.capabilities import context_window as window_of
+from palaver.providers.errors import ConfigurationError, MissingKey, ProviderError, UnknownModel
 from palaver.providers.prices import Price
+from palaver.providers.profiles import service_at
 from palaver.providers.provider import Provider
 from palaver.providers.rate_limits import RateLimits
 from palaver.tools.limits import ToolLimits
@@ -105,6 +108,7 @@ def setup(
         rate_limits(requests_per_minute, tokens_per_minute),
         context_window,
         server,
+        needs_window=compact_from is not None,
     )
     check_price(provider, limits)
     check_window(provider, compact_from)
@@ -132,8 +136,13 @@ def choose_model(
     rate_limits: RateLimits | None = None,
     context_window: int | None = None,
     server: str | None = None,
+    *,
+    needs_window: bool = False,
 ) -> tuple[Provider, tuple[str, ...]]:
-    """The provider, and what the person should know about the choice. Raises ConfigurationError."""
+    """The provider, and what the person should know about the choice. Raises ConfigurationError.
+
+    With `needs_window`, a server at `base_url` is asked for its model's context window where nobody knows it.
+    """
     from palaver.providers import models  # knows every adapter
 
     options: dict[str, Any] = {}
@@ -154,6 +163,9 @@ def choose_model(
             # They speak to who calls Python; here the same things have other names.
             text = str(error).replace(" or pass api_key=...", "").replace("base_url=...", "--base-url")
             raise type(error)(text) from None
+        if needs_window and base_url is not None and window_of(provider) is None:
+            options["context_window"] = _asked_window(base_url, provider.model)
+            provider = models.provider_for(name, base_url=base_url, **options)
         return provider, (f"model: {provider.name} {provider.model}",)
     if base_url is not None:
         raise ConfigurationError("--base-url needs --model: which of that server's models to use")
@@ -166,6 +178,21 @@ def choose_model(
         f"model: {provider.name} {provider.model}, a small one on this machine, because no key is set "
         f"({', '.join(variables)}); set one, or choose with --model",
     )
+
+
+def _asked_window(base_url: str, model: str) -> int | None:
+    """What a server says of its model's context window; None when it does not."""
+    from palaver.providers.served import served_models
+
+    service = service_at(base_url)
+    key = None if service is None else os.environ.get(service.key_variable)
+    try:
+        served = asyncio.run(served_models(base_url, api_key=key or None))
+    except ProviderError:
+        return None  # the first request will tell why
+    # A server of one model may call it as it likes.
+    windows = [each.context_window for each in served if each.id == model or len(served) == 1]
+    return next(iter(windows), None)
 
 
 def _check_priced(name: str | None) -> None:

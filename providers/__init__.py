@@ -42,6 +42,7 @@ from palaver.providers.rate_limits import RateLimits
 from palaver.providers.responses import OpenAIResponses
 from palaver.providers.retry import Retry, RetryPolicy
 from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
+from palaver.providers.served import ServedModel, served_models
 from palaver.providers.stream import (
     Answered,
     Delta,
@@ -96,6 +97,7 @@ __all__ = [
     "Script",
     "ScriptEnded",
     "Scripted",
+    "ServedModel",
     "StopReason",
     "StreamBroken",
     "Streams",
@@ -119,4 +121,5 @@ __all__ = [
     "known_models",
     "lookup_price",
     "provider_for",
+    "served_models",
 ]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 ANTHROPIC_URL = "https://api.anthropic.com"
 ANTHROPIC_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 
-_API_VERSION = "2023-06-01"
+API_VERSION = "2023-06-01"
 """Works with every model; 2026-10-21 refuses sampling parameters (PROVIDERS.md, November 2026)."""
 
 _DEFAULT_MAX_TOKENS = 16_384
@@ -78,7 +78,7 @@ class Anthropic:
 
     def __init__(
         self,
-        model: str = "claude-sonnet-4-5",
+        model: str = "claude-sonnet-5-5",
         *,
         api_key: str | Secret | None = None,
         base_url: str = ANTHROPIC_URL,
@@ -109,7 +109,7 @@ class Anthropic:
             Peer(ORIGIN, model, key),
             base_url,
             key_header="x-api-key",
-            headers={"anthropic-version": _API_VERSION, **(headers or {})},
+            headers={"anthropic-version": API_VERSION, **(headers or {})},
             retry=retry or RetryPolicy(),
             timeout_s=timeout_s,
             rate_limits=rate_limits,

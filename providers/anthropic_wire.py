@@ -65,6 +65,14 @@ def output_by(schema: OutputSchema, model: str) -> OutputBy:
     return "schema" if fits else "tool"
 
 
+def may_force_calls(model: str, thinking: Mapping[str, Any] | None) -> bool:
+    """Whether the API is known to take a choice that forces a call: not of some newest models, nor with
+    thinking switched on.
+    """
+    thinks = thinking is not None and thinking.get("type") not in ("disabled", "between_tools")
+    return not thinks and not model.startswith(_NO_FORCED_CHOICE)
+
+
 def to_wire(
     request: Request,
     *,
@@ -78,7 +86,7 @@ def to_wire(
     """The body of POST /v1/messages. `max_tokens` holds where the request names none.
 
     A tool choice that forces a call becomes "auto" without `force_calls`, and where the API is known to
-    refuse it: on some newest models, and with thinking switched on.
+    refuse it.
     """
     ids = WireIds(request.messages, ORIGIN, _ID_PATTERN)
     messages = [wire for message in request.messages if (wire := _message(message, ids))["content"]]
@@ -99,8 +107,7 @@ def to_wire(
             for tool in request.tools
         ]
         if request.tool_choice is not None:
-            thinks = thinking is not None and thinking.get("type") not in ("disabled", "between_tools")
-            may_force = force_calls and not thinks and not model.startswith(_NO_FORCED_CHOICE)
+            may_force = force_calls and may_force_calls(model, thinking)
             body["tool_choice"] = _tool_choice(request.tool_choice, may_force)
     if thinking is not None:
         body["thinking"] = dict(thinking)

@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 
 from palaver.providers.errors import ConfigurationError
 
+LOCAL_CONTEXT_TOKENS = 4_096
+"""The window of a model on this machine, unless told otherwise: more takes more memory."""
+
 
 @runtime_checkable
 class KnowsContextWindow(Protocol):

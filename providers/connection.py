@@ -195,7 +195,7 @@ class Connection:
                 # How many run at once is the rate gate's business, not the pool's.
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
                 transport=self._transport,
-                mounts=dict.fromkeys(_LOOPBACK) if getproxies() else None,
+                mounts=proxies(),
                 verify=_tls(),
             )
         return client
@@ -206,6 +206,11 @@ class Connection:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._clients = _no_clients()
+
+
+def proxies() -> dict[str, None] | None:
+    """What goes past the proxies of the environment, as httpx wants it; None when there are none."""
+    return dict.fromkeys(_LOOPBACK) if getproxies() else None
 
 
 def load_httpx() -> None:

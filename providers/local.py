@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from palaver.providers.capabilities import LOCAL_CONTEXT_TOKENS
 from palaver.providers.errors import ConfigurationError, ProviderError, StreamBroken, TransportFailed
 from palaver.providers.local_server import Folder, Lease, command_line
 from palaver.providers.openai import LlamaCPP, OpenAI
@@ -90,7 +91,7 @@ class Local:
         self,
         model: Path | str | None = None,
         *,
-        context_tokens: int = 4096,
+        context_tokens: int = LOCAL_CONTEXT_TOKENS,
         slots: int = 2,
         threads: int | None = None,
         temperature: float = TEMPERATURE,

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from conftest import eventually
 from rich.console import Console
 
 from palaver.actors.cli import main, spread
+from palaver.actors.inputs import choose_model
 from palaver.actors.model_table import table
+from palaver.providers.capabilities import context_window
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.models import known_models
+from palaver.providers.prices import Price
 from palaver.tools.builtin import CATALOGUE
 
 PALAVER = str(Path(sys.executable).with_name("palaver"))
@@ -255,9 +260,12 @@ def test_models_are_listed_one_per_line_with_price_and_key(
     assert palaver("models") == 0
     text = capsys.readouterr().out
     rows = {line.split("\t")[0]: line.split("\t")[1:] for line in text.splitlines()}
-    assert rows["gpt4.1"][1:] == ["2", "8", "OPENAI_API_KEY", "yes", "https://api.openai.com/v1"]
-    assert rows["claude-3.5-haiku"][3:5] == ["ANTHROPIC_API_KEY", "no"]
-    assert rows["local"][1:] == ["0", "0", "not needed", "", "this machine"]
+    assert rows["gpt4.1"][1:] == [
+        *("2", "8", "1.00M", "OPENAI_API_KEY", "yes", "https://api.openai.com/v1", "chat"),
+        "schema, forced calls, one call at a time",
+    ]
+    assert rows["claude-3.5-haiku"][3:6] == ["200.0k", "ANTHROPIC_API_KEY", "no"]
+    assert rows["local"][1:7] == ["0", "0", "4.1k", "not needed", "", "this machine"]
     assert "secret-of-test" not in text
 
 
@@ -275,6 +283,56 @@ def test_models_as_json_have_exact_prices(here: Path, capsys: pytest.CaptureFixt
     assert rows["gpt4.1"]["input_usd_per_million_tokens"] == "2"
     assert rows["gpt4.1"]["key_is_set"] is False
     assert rows["local"]["key_variable"] is None
+
+
+class Listed(BaseHTTPRequestHandler):
+    """A server of one model, which sets the terminal's title in its name."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"data": [{"id": "m\x1b]0;x", "max_model_len": 8192}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server_url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listed) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_is_asked_for_its_models(server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert palaver("models", "--base-url", server_url) == 0
+    assert capsys.readouterr().out == "id\twindow\tmost output\tabilities\nm\\x1b]0;x\t8.2k\tunknown\t\n"
+    assert palaver("models", "--base-url", server_url, "--json") == 0
+    (model,) = json.loads(capsys.readouterr().out)
+    assert model["context_window"] == 8192
+    assert palaver("models", "--base-url", "http://127.0.0.1:9/v1") == 2
+    assert "did not tell its models" in capsys.readouterr().err
+
+
+def test_a_servers_window_is_asked_for_where_a_part_of_it_counts(server_url: str) -> None:
+    provider, _ = choose_model("m", server_url, Price.free(), needs_window=True)
+    assert context_window(provider) == 8192
+    unasked, _ = choose_model("m", server_url, Price.free())
+    assert context_window(unasked) is None
+
+
+def test_a_models_file_with_a_fault_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.yaml").write_text("models:\n  a: {windw: 1}\n")
+    monkeypatch.setenv("PALAVER_MODELS", str(tmp_path / "m.yaml"))
+    assert palaver("models") == 2
+    assert "m.yaml:2: models.a.windw: there is no such field" in capsys.readouterr().err
 
 
 # The real command, with a Ray of its own

@@ -104,8 +104,49 @@ def test_server_of_ones_own_needs_no_key() -> None:
 def test_local_models_are_named_with_and_without_a_file() -> None:
     assert isinstance(provider_for("local"), Local)
     assert isinstance(provider_for("local:/models/some.gguf"), Local)
-    with pytest.raises(ConfigurationError, match="takes neither base_url nor api_key"):
+    with pytest.raises(ConfigurationError, match="takes neither base_url, api_key nor api"):
         provider_for("local", base_url="http://x/v1")
+
+
+def test_a_url_may_be_the_name_with_the_model_beside_it() -> None:
+    provider = provider_for("http://gpu7:8000/v1", model="qwen3", **FREE)
+    assert (type(provider), provider.model, provider.name) == (OpenAI, "qwen3", "gpu7:8000")
+    assert (
+        type(provider_for("https://api.openai.com/v1", model="gpt-6-sol", api_key=KEY, **FREE))
+        is OpenAIResponses
+    )
+    spoken = provider_for("http://gpu7:8000", model="m", api="anthropic", api_key=KEY, **FREE)
+    assert type(spoken) is Anthropic
+    assert type(provider_for("gpt-6-sol", api="chat", api_key=KEY, **FREE)) is OpenAI
+    assert type(provider_for("gpt-4.1", api="responses", api_key=KEY, **FREE)) is OpenAIResponses
+    with pytest.raises(
+        ConfigurationError, match=r"pass its id as model=.*palaver models --base-url http://gpu7"
+    ):
+        provider_for("http://gpu7:8000/v1")
+    with pytest.raises(ConfigurationError, match="goes with a URL as the name, and 'qwen3' is none"):
+        provider_for("qwen3", model="m")
+    with pytest.raises(ConfigurationError, match="leave them out where Anthropic's API is spoken"):
+        provider_for("claude-sonnet-5-5", api_key=KEY, server="vllm")
+
+
+@pytest.mark.parametrize("window", [0, -1, True, "8k", 1.5])
+def test_a_window_that_is_none_is_refused(window: Any) -> None:
+    for make in (OpenAI, Anthropic):
+        with pytest.raises(ConfigurationError, match="context_window is"):
+            make("m", api_key=KEY, context_window=window, **FREE)
+    with pytest.raises(ConfigurationError, match="context_window is"):
+        Scripted((), context_window=window)
+
+
+def test_windows_are_those_of_the_list_unless_given() -> None:
+    listed = provider_for("claude-sonnet-5.5", api_key=KEY)
+    assert isinstance(listed, Anthropic)
+    assert listed.context_window == 1_000_000
+    given = provider_for("gpt4.1", api_key=KEY, context_window=5_000)
+    assert isinstance(given, OpenAI)
+    assert given.context_window == 5_000
+    assert Local(context_tokens=512).context_window == 512
+    assert OpenAI("m", base_url="http://127.0.0.1:1/v1").context_window is None
 
 
 async def test_scripted_replies_come_from_a_file(tmp_path: Path) -> None:
