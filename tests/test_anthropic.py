@@ -69,7 +69,14 @@ def response_to(body: dict[str, Any], *messages: Message) -> Any:
 
 def provider(*answers: Any, **options: Any) -> tuple[Anthropic, FakeServer]:
     server = FakeServer(*answers)
-    options = {"api_key": KEY, "price": PRICE, "transport": server, "clock": FakeClock(), **options}
+    options = {
+        "model": "claude-sonnet-4-5",
+        "api_key": KEY,
+        "price": PRICE,
+        "transport": server,
+        "clock": FakeClock(),
+        **options,
+    }
     return Anthropic(**options), server
 
 
@@ -446,7 +453,7 @@ def test_key_is_taken_from_the_environment_at_construction(monkeypatch: pytest.M
 
 
 def test_list_price_is_looked_up_and_travels() -> None:
-    price = pickle.loads(pickle.dumps(Anthropic(api_key=KEY))).price
+    price = pickle.loads(pickle.dumps(Anthropic("claude-sonnet-4-5", api_key=KEY))).price
     assert price is not None
     assert price.usd_per_million_tokens.output == 15
     assert Anthropic("claude-of-tomorrow", api_key=KEY).price is None

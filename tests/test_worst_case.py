@@ -52,7 +52,7 @@ PET = OutputSchema(
 
 
 def claude(**options: Any) -> Anthropic:
-    return Anthropic(**{"api_key": KEY, "price": PRICE, **options})
+    return Anthropic(**{"model": "claude-sonnet-4-5", "api_key": KEY, "price": PRICE, **options})
 
 
 def gpt(model: str = "gpt-x", **options: Any) -> OpenAI:
