@@ -216,5 +216,5 @@ class Endpoint:
 
 def _tokens_at_most(body: Mapping[str, Any], content: bytes) -> int:
     """About how many tokens a request counts as before it is answered: a limit a minute counts them then."""
-    output = body.get("max_tokens") or body.get("max_completion_tokens") or _USUAL_OUTPUT_TOKENS
-    return len(content) // BYTES_PER_TOKEN + int(output)
+    bounds = (body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
+    return len(content) // BYTES_PER_TOKEN + int(next(filter(None, bounds), _USUAL_OUTPUT_TOKENS))

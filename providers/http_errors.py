@@ -55,6 +55,14 @@ _STATUS_BY_CODE = {
     # OpenAI and its likes
     "invalid_api_key": 401, "rate_limit_exceeded": 429, "server_error": 500, "internal_server_error": 500,
     "service_unavailable": 503, "engine_overloaded": 503, "model_not_found": 404, "upstream_error": 502,
+    # OpenAI's Responses: ResponseError of its SDK (openai 3.54 on PyPI)
+    "invalid_prompt": 400, "bio_policy": 400, "misalignment_policy_violation": 400,
+    "data_residency_mismatch": 400, "vector_store_timeout": 504, "image_content_policy_violation": 400,
+    **dict.fromkeys(
+        ("invalid_image", "invalid_image_format", "invalid_base64_image", "invalid_image_url",
+         "image_too_large", "image_too_small", "image_parse_error", "invalid_image_mode",
+         "image_file_too_large", "unsupported_image_media_type", "empty_image_file",
+         "failed_to_download_image", "image_file_not_found"), 400),
     # google.rpc.Code
     "invalid_argument": 400, "failed_precondition": 400, "unauthenticated": 401,
     "permission_denied": 403, "not_found": 404, "resource_exhausted": 429, "internal": 500,
@@ -164,9 +172,14 @@ def error_from_object(
 
 
 def error_object_in(answer: object) -> object | None:
-    """The error object inside a decoded answer, None when it holds none. Gemini wraps it in an array."""
+    """The error object inside a decoded answer, None when it holds none. Gemini wraps it in an array.
+
+    One of Responses that failed is a whole answer, with its usage: whoever reads it tells its error.
+    """
     entries = as_list(answer)
     top = as_dict(entries[0] if entries else answer)
+    if top.get("object") == "response":
+        return None
     if top.get("error"):
         return top["error"]
     return top if top.get("type") == "error" or top.get("object") == "error" else None

@@ -18,7 +18,7 @@ from palaver.providers.messages import Content, Image, Message, Opaque, Text, Th
 from palaver.providers.openai_wire import data_url
 from palaver.providers.provider import OutputSchema, Request, ToolChoice
 from palaver.providers.schemas import strict_schema
-from palaver.providers.untyped import as_dict, as_list
+from palaver.providers.untyped import as_dict, as_list, as_text
 
 MIN_OUTPUT_TOKENS = 16
 """The API refuses less."""
@@ -142,7 +142,36 @@ def _of_model(message: Message, ids: WireIds, origin: str) -> list[dict[str, Any
                 items.append(_call(call, ids, origin))
             case _:
                 pass
-    return items
+    return _with_what_was_thought(items)
+
+
+def _with_what_was_thought(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items without the reasoning that cannot go back, and without the ids of those it belonged to.
+
+    The API refuses reasoning that nothing follows, as in an answer that was cut short; reasoning that is
+    neither sealed nor open, since nothing of it is stored; and a message or a call whose id names one whose
+    reasoning is not there (OpenAI's 400 "without its required following item", openai-dotnet#1050).
+    """
+    kept: list[dict[str, Any]] = []
+    while items and items[-1].get("type") == "reasoning":
+        items = items[:-1]
+    lost = False
+    for item in items:
+        if item.get("type") == "reasoning":
+            lost = not (item.get("encrypted_content") or item.get("content"))
+            if not lost:
+                kept.append(item)
+        else:
+            kept.append(_without_id(item) if lost else item)
+    return kept
+
+
+def _without_id(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") == "message":
+        parts = map(as_dict, as_list(item.get("content")))
+        texts = [as_text(part.get("text")) or as_text(part.get("refusal")) for part in parts]
+        return {"role": "assistant", "content": "\n".join(texts)}
+    return {key: value for key, value in item.items() if key != "id"}
 
 
 def _filled(raw: dict[str, Any], left: list[Content]) -> dict[str, Any]:
