@@ -8,14 +8,13 @@ Layer: providers; pure, no I/O.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from palaver.providers.anthropic_cost import usage_from_wire
 from palaver.providers.prices import Price
 from palaver.providers.stream import Delta, TextDelta, ThinkingDelta, ToolInputDelta, UsageSoFar
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text
+from palaver.providers.untyped import as_count, as_dict, as_list, as_text, json_in
 
 
 class AnthropicAssembler:
@@ -67,7 +66,7 @@ class AnthropicAssembler:
             if "input" in texts:
                 given = texts.pop("input")
                 if given:
-                    whole["input"] = _decoded(given)
+                    whole["input"] = decoded if (decoded := json_in(given)) is not None else given
             content.append(whole | texts)
         return {**self._answer, "content": content}
 
@@ -108,10 +107,3 @@ def _shown(fields: Mapping[str, Any]) -> list[Delta]:
     if thinking := as_text(fields.get("thinking")):
         return [ThinkingDelta(text=thinking)]
     return []
-
-
-def _decoded(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text

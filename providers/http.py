@@ -31,7 +31,7 @@ from palaver.providers.reception import BYTES_PER_TOKEN, InParts, Reception
 from palaver.providers.retry import Clock, RetryPolicy, TellRetry
 from palaver.providers.retry_hints import used_up_s
 from palaver.providers.tries import Passage, Tries
-from palaver.providers.untyped import object_in
+from palaver.providers.untyped import json_in, object_in
 
 if TYPE_CHECKING:
     import httpx
@@ -181,10 +181,7 @@ class Endpoint:
         text = raw.decode(errors="replace")
         if not 200 <= status < 300:
             raise error_from_status(status, headers, text, self.peer, self._clock.now())
-        try:
-            answer: object = json.loads(text)
-        except (ValueError, RecursionError):
-            answer = None
+        answer = json_in(text, constants=True)
         error = error_object_in(answer)
         if error is not None:
             raise error_from_object(error, headers, self.peer, self._clock.now())

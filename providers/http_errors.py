@@ -30,7 +30,7 @@ from palaver.providers.errors import (
 )
 from palaver.providers.retry_hints import retry_after_s
 from palaver.providers.secret import Secret
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text
+from palaver.providers.untyped import as_count, as_dict, as_list, as_text, json_in
 from palaver.providers.usage import Usage
 
 _SHOWN_CHARACTERS = 500
@@ -189,10 +189,7 @@ def request_id_in(headers: Mapping[str, str], body: str = "") -> str | None:
     """The provider's id of the request, for its support, in headers or body; None when it gave none."""
     found = next((headers[name] for name in _REQUEST_ID_HEADERS if headers.get(name)), None)
     if found is None and '"request_id"' in body:
-        try:
-            found = as_text(as_dict(json.loads(body)).get("request_id"))
-        except ValueError:
-            return None
+        found = as_text(as_dict(json_in(body)).get("request_id"))
     return found or None
 
 
@@ -236,9 +233,8 @@ def _status_in(error: Mapping[str, Any]) -> int | None:
 
 def _explanation(body: str) -> str:
     """What a human would want to read of an error body: its code and message, or else all of it."""
-    try:
-        answer: object = json.loads(body)
-    except ValueError:
+    answer = json_in(body)
+    if answer is None:
         return body  # an HTML page of a proxy (nanobot#2289)
     error = error_object_in(answer)
     if isinstance(error, str):

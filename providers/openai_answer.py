@@ -20,7 +20,16 @@ from palaver.providers.http_errors import MalformedCall, Peer, error_from_object
 from palaver.providers.messages import Content, Message, Opaque, Text, Thinking, ToolUse
 from palaver.providers.prices import Price
 from palaver.providers.provider import Request, Response, StopReason
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text, count_in, list_in, object_in
+from palaver.providers.untyped import (
+    as_count,
+    as_dict,
+    as_list,
+    as_text,
+    count_in,
+    json_in,
+    list_in,
+    object_in,
+)
 from palaver.providers.usage import Usage
 
 _CUT_SHORT: Mapping[str, StopReason] = {
@@ -218,12 +227,5 @@ def tool_input(wire: object) -> tuple[dict[str, Any], str | None]:
     if wire is None or (isinstance(wire, str) and not wire.strip()):
         return {}, None
     text = wire if isinstance(wire, str) else json.dumps(wire)
-    try:
-        given = object_in(json.loads(text, parse_constant=_refuse_constant))
-    except (ValueError, RecursionError):
-        return {}, text
+    given = object_in(json_in(text))
     return ({}, text) if given is None else (given, None)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")

@@ -15,7 +15,7 @@ from typing import Any
 from palaver.providers.openai_answer import usage_from_wire
 from palaver.providers.prices import Price
 from palaver.providers.stream import END, Delta, TextDelta, ThinkingDelta, ToolInputDelta, UsageSoFar
-from palaver.providers.untyped import as_dict, as_list, as_text, list_in, object_in
+from palaver.providers.untyped import as_dict, as_list, as_text, json_in, list_in, object_in
 
 _OF_CHOICE = frozenset({"delta", "message", "index"})
 _TEXTS = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
@@ -200,12 +200,7 @@ class _Call:
     @property
     def is_whole(self) -> bool:
         """Whether its arguments are a whole JSON object."""
-        if self._given is not None:
-            return True
-        try:
-            return object_in(json.loads("".join(self._arguments))) is not None
-        except (ValueError, RecursionError):
-            return False
+        return self._given is not None or object_in(json_in("".join(self._arguments))) is not None
 
     def whole(self) -> dict[str, Any]:
         """The call as it comes without streaming."""

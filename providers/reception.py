@@ -8,7 +8,6 @@ Layer: providers; the bytes come from `connection`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from palaver.providers.stream import (
     ToolInputDelta,
     UsageSoFar,
 )
-from palaver.providers.untyped import object_in
+from palaver.providers.untyped import json_in, object_in
 from palaver.providers.usage import Usage
 
 BYTES_PER_TOKEN = 4
@@ -99,7 +98,7 @@ class Reception:
                 elif not was_whole and event.name != _PING:
                     self._incoming.wait_at_most(self._patience_s)
         last = parser.end()
-        if last is not None and (last.data == END or _is_object(last.data)):
+        if last is not None and (last.data == END or object_in(json_in(last.data)) is not None):
             self._take(last)
         if not self._assembler.complete:
             raise self._incomplete("ended its stream before its answer was whole")
@@ -131,10 +130,7 @@ class Reception:
         if event.data == END:
             self._assembler.feed(END, {})
             return
-        try:
-            decoded: object = json.loads(event.data)
-        except (ValueError, RecursionError):
-            decoded = None
+        decoded = json_in(event.data, constants=True)
         error = error_object_in(decoded)
         if error is not None:
             raise error_from_object(error, self._incoming.headers, self._peer, self._clock.now())
@@ -189,10 +185,3 @@ class Reception:
             return read(self._assembler.answer()).message
         except ProviderError:
             return None
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return object_in(json.loads(text)) is not None
-    except (ValueError, RecursionError):
-        return False

@@ -162,16 +162,21 @@ def _with_what_was_thought(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not lost:
                 kept.append(item)
         else:
-            kept.append(_without_id(item) if lost else item)
+            kept += _without_id(item) if lost else [item]
     return kept
 
 
-def _without_id(item: dict[str, Any]) -> dict[str, Any]:
+def _without_id(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The item as the caller's own; none for what only the server makes, as a search of its own."""
+    if "id" not in item:
+        return [item]
     if item.get("type") == "message":
         parts = map(as_dict, as_list(item.get("content")))
         texts = [as_text(part.get("text")) or as_text(part.get("refusal")) for part in parts]
-        return {"role": "assistant", "content": "\n".join(texts)}
-    return {key: value for key, value in item.items() if key != "id"}
+        return [{"role": "assistant", "content": "\n".join(texts)}]
+    if item.get("type") != "function_call":
+        return []
+    return [{key: value for key, value in item.items() if key != "id"}]
 
 
 def _filled(raw: dict[str, Any], left: list[Content]) -> dict[str, Any]:

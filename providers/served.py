@@ -10,7 +10,6 @@ Layer: providers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +24,7 @@ from palaver.providers.messages import Value
 from palaver.providers.models_file import Api
 from palaver.providers.profiles import server_name
 from palaver.providers.secret import Secret
-from palaver.providers.untyped import as_count, as_dict, as_list, as_text
+from palaver.providers.untyped import as_count, as_dict, as_list, as_text, json_in
 
 _WINDOWS = ("max_input_tokens", "max_model_len", "context_length", "context_window", "max_context_length")
 _ABILITIES: Mapping[str, str] = {
@@ -90,7 +89,7 @@ async def served_models(
         raise TransportFailed(f"{name} did not tell its models: {failure}; check the URL", name)
     if not 200 <= status < 300:
         raise error_from_status(status, {}, text, peer, datetime.now(UTC))
-    told, about = _decoded(text), as_dict(_decoded(props))
+    told, about = json_in(text), as_dict(json_in(props))
     listed = as_list(as_dict(told).get("data")) or as_list(told)  # Together sends the list alone
     models = [_model(as_dict(each), about) for each in listed if as_text(as_dict(each).get("id"))]
     if not models:
@@ -107,13 +106,6 @@ def _headers(api: Api, key: Secret | None) -> dict[str, str]:
     if api == "anthropic":
         return {"anthropic-version": API_VERSION, **({} if key is None else {"x-api-key": key.reveal()})}
     return {} if key is None else {"authorization": f"Bearer {key.reveal()}"}
-
-
-def _decoded(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _model(told: Mapping[str, Any], props: Mapping[str, Any]) -> ServedModel:

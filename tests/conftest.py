@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -15,13 +16,21 @@ from palaver.actors.cluster import Cluster, cluster
 
 
 def pytest_configure() -> None:
-    """Take signals as a command in the foreground does, however the tests were started.
+    """Take signals as a command in the foreground does, and no settings of the user who runs the tests.
 
     A shell starts what it runs in the background with SIGINT ignored, and nohup with SIGHUP ignored;
     all that the tests start would inherit that.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Of this machine's user, not of the tests.
+    os.environ.pop("PALAVER_MODELS", None)
+    os.environ["XDG_CONFIG_HOME"] = os.devnull
+
+
+# The same examples in every run; PYTEST_ARGS="--hypothesis-profile=default" looks for others.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 ADDRESS_VARIABLE = "PALAVER_TESTS_ADDRESS"
