@@ -30,7 +30,7 @@ PYTEST_ARGS ?=
 .PHONY: help
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
-	  while IFS="$$(printf '\t')" read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	  while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
 demo: install ## Summarise four texts at once with a small model on this machine. No key, no network.
@@ -53,6 +53,10 @@ test: install ## The tests. PYTEST_ARGS="-k budget" narrows them.
 format: install ## Rewrite the sources in the house format and mend what ruff can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: scoreboard
+scoreboard: install ## Find out anew what each adapter can do: docs/scoreboard.md.
+	PALAVER_SCOREBOARD=write $(BIN)/python -m pytest tests/test_scoreboard.py
 
 .PHONY: bench
 bench: install ## The benchmarks: each prints a ratio against a baseline of the same run.

@@ -242,6 +242,7 @@ class Anthropic:
             effort=self._effort,
             cache_ttl=self._cache_ttl,
             force_calls=self._forces_calls,
+            takes_names=ANTHROPIC_URL.endswith(f"//{self._endpoint.host}"),
         )
 
     def __repr__(self) -> str:

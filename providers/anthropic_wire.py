@@ -18,7 +18,15 @@ from palaver.providers.call_ids import CallIds, WireIds
 from palaver.providers.errors import BadResponse
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.prices import Price
-from palaver.providers.provider import OutputBy, OutputSchema, Request, Response, StopReason, ToolChoice
+from palaver.providers.provider import (
+    OutputBy,
+    OutputSchema,
+    Request,
+    Response,
+    StopReason,
+    ToolChoice,
+    demanded_alone,
+)
 from palaver.providers.schemas import strict_schema
 from palaver.providers.untyped import as_dict, as_list, as_text
 
@@ -82,11 +90,13 @@ def to_wire(
     effort: Effort | None = None,
     cache_ttl: CacheTtl = "5m",
     force_calls: bool = True,
+    takes_names: bool = True,
 ) -> dict[str, Any]:
     """The body of POST /v1/messages. `max_tokens` holds where the request names none.
 
     A tool choice that forces a call becomes "auto" without `force_calls`, and where the API is known to
-    refuse it.
+    refuse it. Without `takes_names`, a tool that has to be called is offered alone: llama.cpp passes over its
+    name.
     """
     ids = WireIds(request.messages, ORIGIN, _ID_PATTERN)
     messages = [wire for message in request.messages if (wire := _message(message, ids))["content"]]
@@ -104,11 +114,11 @@ def to_wire(
                 **({"description": tool.description} if tool.description else {}),
                 "input_schema": tool.input_schema,
             }
-            for tool in request.tools
+            for tool in (request.tools if takes_names else demanded_alone(request))
         ]
         if request.tool_choice is not None:
             may_force = force_calls and may_force_calls(model, thinking)
-            body["tool_choice"] = _tool_choice(request.tool_choice, may_force)
+            body["tool_choice"] = _tool_choice(request.tool_choice, may_force, takes_names)
     if thinking is not None:
         body["thinking"] = dict(thinking)
     output_config: dict[str, Any] = {} if effort is None else {"effort": effort}
@@ -198,10 +208,11 @@ def _tool_result(result: ToolResult, ids: WireIds) -> dict[str, Any]:
     return {**block, "content": content} if content else block
 
 
-def _tool_choice(choice: ToolChoice, may_force: bool) -> dict[str, Any]:
+def _tool_choice(choice: ToolChoice, may_force: bool, takes_names: bool) -> dict[str, Any]:
     if choice.type == "none":
         return {"type": "none"}
-    wire: dict[str, Any] = {"type": choice.type if may_force else "auto"}
+    forced = "any" if choice.type == "tool" and not takes_names else choice.type
+    wire: dict[str, Any] = {"type": forced if may_force else "auto"}
     if wire["type"] == "tool":
         wire["name"] = choice.name
     return wire if choice.parallel else {**wire, "disable_parallel_tool_use": True}

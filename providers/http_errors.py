@@ -89,6 +89,8 @@ _TOO_LONG = re.compile(
 _BAD_KEY = re.compile(r"api_key_invalid|invalid_api_key|api key not valid|incorrect api key", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|flagged", re.IGNORECASE)
 """OpenRouter refuses an input for what it says with a 403 (openrouter.ai/docs errors)."""
+_NEVER = re.compile(r"image input is not supported", re.IGNORECASE)
+"""llama.cpp says so with a 500, of a model that sees none."""
 _BAD_CALL = re.compile(r"tool_use_failed|malformed_function_call", re.IGNORECASE)
 
 _NEXT_STEP: Mapping[type[ProviderError], str] = {
@@ -215,6 +217,8 @@ def _special(status: int, body: str) -> type[ProviderError] | None:
         return QuotaExhausted
     if status in (400, 413, 422, 500) and _TOO_LONG.search(body):  # 500: old llama.cpp
         return ContextTooLong
+    if status == 500 and _NEVER.search(body):
+        return BadRequest
     if status == 400 and _BAD_KEY.search(body):  # Gemini
         return AuthenticationFailed
     return MalformedCall if status == 400 and _BAD_CALL.search(body) else None

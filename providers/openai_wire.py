@@ -16,7 +16,7 @@ from typing import Any
 from palaver.providers.call_ids import WireIds
 from palaver.providers.messages import Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.profiles import Profile
-from palaver.providers.provider import OutputSchema, Request, ToolChoice, ToolSpec
+from palaver.providers.provider import OutputSchema, Request, ToolChoice, ToolSpec, demanded_alone
 from palaver.providers.schemas import plain_schema, strict_schema
 from palaver.providers.worst_case import Overhead
 
@@ -101,10 +101,7 @@ def _system(request: Request, profile: Profile) -> str:
 
 def _offered(request: Request, profile: Profile) -> Sequence[ToolSpec]:
     """The tools; the one alone that has to be called, where the server takes no name of it."""
-    choice = request.tool_choice
-    if choice is None or choice.type != "tool" or profile.forced_choice != "any":
-        return request.tools
-    return [tool for tool in request.tools if tool.name == choice.name] or request.tools
+    return demanded_alone(request) if profile.forced_choice == "any" else request.tools
 
 
 def _tool(tool: ToolSpec, profile: Profile) -> dict[str, Any]:

@@ -84,6 +84,14 @@ class Request(Value):
     retry_charged: bool = True
 
 
+def demanded_alone(request: Request) -> tuple[ToolSpec, ...]:
+    """The one tool that has to be called, for a server that passes over its name; all where there is none."""
+    choice = request.tool_choice
+    if choice is None or choice.type != "tool":
+        return request.tools
+    return tuple(tool for tool in request.tools if tool.name == choice.name) or request.tools
+
+
 class StopReason(StrEnum):
     """Why the model stopped."""
 

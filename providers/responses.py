@@ -75,4 +75,5 @@ class OpenAIResponses(OpenAI):
             max_tokens=self.max_tokens,
             reasoning_effort=self._reasoning_effort,
             reasoning_summary=self._reasoning_summary,
+            takes_names=self._profile.forced_choice == "named",
         )

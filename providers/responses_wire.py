@@ -16,7 +16,7 @@ from typing import Any
 from palaver.providers.call_ids import WireIds
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
 from palaver.providers.openai_wire import data_url
-from palaver.providers.provider import OutputSchema, Request, ToolChoice
+from palaver.providers.provider import OutputSchema, Request, ToolChoice, demanded_alone
 from palaver.providers.schemas import strict_schema
 from palaver.providers.untyped import as_dict, as_list, as_text
 
@@ -39,8 +39,12 @@ def to_wire(
     max_tokens: int | None = None,
     reasoning_effort: str | None = None,
     reasoning_summary: str | None = None,
+    takes_names: bool = True,
 ) -> dict[str, Any]:
-    """The body of POST /responses. `max_tokens` holds where the request names none; None sends none."""
+    """The body of POST /responses. `max_tokens` holds where the request names none; None sends none.
+
+    Without `takes_names`, a tool that has to be called is offered alone: llama.cpp passes over its name.
+    """
     body: dict[str, Any] = {"model": model, "input": _items(request, origin), "store": False}
     if request.system.strip():
         body["instructions"] = request.system
@@ -57,10 +61,10 @@ def to_wire(
                 # It would be made strict otherwise, which not every schema can be.
                 "strict": False,
             }
-            for tool in request.tools
+            for tool in (request.tools if takes_names else demanded_alone(request))
         ]
         if request.tool_choice is not None:
-            body["tool_choice"] = _tool_choice(request.tool_choice)
+            body["tool_choice"] = _tool_choice(request.tool_choice, takes_names)
             if not request.tool_choice.parallel:
                 body["parallel_tool_calls"] = False
     if request.output_schema is not None:
@@ -73,10 +77,10 @@ def to_wire(
     return body
 
 
-def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
-    if choice.type == "tool":
+def _tool_choice(choice: ToolChoice, takes_names: bool) -> str | dict[str, Any]:
+    if choice.type == "tool" and takes_names:
         return {"type": "function", "name": choice.name}
-    return "required" if choice.type == "any" else choice.type
+    return "required" if choice.type in ("any", "tool") else choice.type
 
 
 def _format(output: OutputSchema) -> dict[str, Any]:

@@ -215,6 +215,15 @@ def test_forced_choice_stays_with_thinking_disabled() -> None:
     assert body["tool_choice"] == {"type": "any"}
 
 
+async def test_a_tool_is_demanded_of_another_server_by_offering_no_other() -> None:
+    claude, server = provider(ok(answer()), base_url="http://gpu7:8000")
+    tools = tuple(ToolSpec(name=name, input_schema={"type": "object"}) for name in ("look", "bash"))
+    choice = ToolChoice(type="tool", name="bash")
+    await claude.generate(Request(messages=(Message.user("a"),), tools=tools, tool_choice=choice))
+    assert [tool["name"] for tool in server.bodies[0]["tools"]] == ["bash"]
+    assert server.bodies[0]["tool_choice"] == {"type": "any"}
+
+
 async def test_a_model_that_refuses_a_forced_choice_gets_it_as_auto_from_then_on() -> None:
     refusal = httpx.Response(
         400,

@@ -147,6 +147,8 @@ SAID = [
                          "context length (4096 tokens).", "type": "BadRequestError"}, ContextTooLong),
     Said("llama.cpp", 400, error("request (5000 tokens) exceeds the available context size (4096 tokens)",
                                  type="exceed_context_size_error"), ContextTooLong),
+    Said("llama.cpp", 500, error("image input is not supported - hint: if this is unexpected, you "
+                                 "may need to provide the mmproj", type="server_error"), BadRequest),
     Said("llama.cpp", 503, error("Loading model", code=503, type="unavailable_error"), Overloaded),
     Said("ollama", 404, error('model "x" not found, try pulling it first', type="api_error"), BadRequest),
     Said("ollama", 400, error("registry.ollama.ai/library/x does not support tools"), BadRequest),

@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
+from palaver.actors.conversation import Conversation
+from palaver.actors.settings import Settings
 from palaver.providers.anthropic import Anthropic
 from palaver.providers.errors import (
     AuthenticationFailed,
@@ -39,6 +41,8 @@ from palaver.providers.provider import Provider, Request, ToolSpec
 from palaver.providers.responses import OpenAIResponses
 from palaver.providers.stream import Answered, Streams, TextDelta
 from palaver.providers.worst_case import CountedInput
+from palaver.tools import tool
+from palaver.tools.toolset import InlineToolset
 
 pytestmark = pytest.mark.local
 
@@ -246,6 +250,46 @@ async def test_a_conversation_is_the_same_streamed_and_not_on_every_wire_format(
             assert len(texts) > 3
             messages.append(whole.message)
         await provider.aclose()
+
+
+async def test_a_conversation_with_tools_is_the_same_streamed_and_not_on_every_wire_format(
+    llama: dict[str, str],
+) -> None:
+    @tool(name="weather")
+    async def weather(place: str) -> str:
+        """The weather at a place."""
+        return f"fine in {place}"
+
+    for make, path in ((Anthropic, ""), (OpenAI, "/v1"), (OpenAIResponses, "/v1")):
+        profile: Any = {"profile": Profile(stream_usage=True)} if make is OpenAI else {}
+        told: list[Any] = []
+        # What the first time filled the cache with is read from it by both that are compared.
+        for streamed in (False, False, True):
+            provider = make(
+                "smollm2-135m-instruct",
+                base_url=llama["url"] + path,
+                api_key=llama["key"],
+                price=Price.per_million_tokens(1, 10),
+                **profile,
+            )
+            conversation = Conversation(provider, InlineToolset([weather]), Settings(max_tokens=120))
+            if streamed:
+                async for _ in conversation.stream("The weather in Rome and in Paris?"):
+                    pass
+            else:
+                assert (await conversation.run("The weather in Rome and in Paris?")).finished
+            messages = conversation.transcript.messages
+            calls = [(call.name, call.input) for each in messages for call in each.tool_uses]
+            results = [result.text for each in messages for result in each.tool_results]
+            usage = await conversation.cumulative_usage()
+            tokens = (usage.responses, usage.input_tokens, usage.output_tokens, usage.known_cost_usd)
+            told.append((calls, results, messages[-1].text, tokens))
+            await conversation.close()
+        _, whole, in_parts = told
+        assert in_parts == whole
+        assert [name for name, _ in whole[0]] == ["weather"] * len(whole[0])
+        assert whole[1] == [f"fine in {given['place']}" for _, given in whole[0]]
+        assert whole[3][0] == 2
 
 
 def test_processes_that_start_at_once_share_one_server(folder: Path) -> None:

@@ -189,6 +189,15 @@ async def test_tools_are_functions_that_nobody_makes_strict(
     assert {key: body[key] for key in body if key in ("tool_choice", "parallel_tool_calls")} == fields
 
 
+async def test_a_tool_is_demanded_of_an_unknown_server_by_offering_no_other() -> None:
+    choice = ToolChoice(type="tool", name="bash")
+    other = ToolSpec(name="look", input_schema={"type": "object"})
+    request = ASK.model_copy(update={"tools": (other, BASH), "tool_choice": choice})
+    body = await body_of(request, base_url="http://gpu7:8000/v1")
+    assert [tool["name"] for tool in body["tools"]] == ["bash"]
+    assert body["tool_choice"] == "required"
+
+
 async def test_an_output_schema_is_the_format_of_the_text() -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     body = await body_of(ASK.model_copy(update={"output_schema": OutputSchema(name="N", json_schema=schema)}))
