@@ -22,9 +22,9 @@ import anthropic
 import httpx
 import openai
 from report import ratio, report
-from stream_fakes import anthropic_events, chat_events, sse
+from stream_fakes import anthropic_events, chat_events, responses_events, sse
 
-from palaver.providers import Anthropic, Message, OpenAI, Price, Request, TextDelta
+from palaver.providers import Anthropic, Message, OpenAI, OpenAIResponses, Price, Request, TextDelta
 from palaver.providers.stream import Streams
 
 REQUESTS = 300
@@ -58,15 +58,45 @@ MESSAGES: dict[str, Any] = {
     "usage": {"input_tokens": 100, "output_tokens": 200},
 }
 
-
-_OK = b"HTTP/1.1 200 OK\r\n"
+RESPONSES: dict[str, Any] = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1,
+    "status": "completed",
+    "error": None,
+    "model": "gpt-4.1",
+    "output": [
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": TEXT, "annotations": []}],
+        }
+    ],
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "tools": [],
+    "usage": {
+        "input_tokens": 100,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 200,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 300,
+    },
+}
 
 
 def serve(port: Any) -> None:
     """Answer every request at once: whole, or its first event and a moment later the rest."""
-    whole = {b"chat": json.dumps(CHAT).encode(), b"messages": json.dumps(MESSAGES).encode()}
-    events = {b"chat": chat_events(CHAT), b"messages": anthropic_events(MESSAGES)}
-    begun = {b"chat": 2, b"messages": 4}
+    answers = {b"/chat/completions ": CHAT, b"/messages ": MESSAGES, b"/responses ": RESPONSES}
+    whole = {path: json.dumps(each).encode() for path, each in answers.items()}
+    events = {
+        b"/chat/completions ": chat_events(CHAT),
+        b"/messages ": anthropic_events(MESSAGES),
+        b"/responses ": responses_events(RESPONSES),
+    }
+    begun = {b"/chat/completions ": 2, b"/messages ": 4, b"/responses ": 3}
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await _head(reader):
@@ -74,7 +104,7 @@ def serve(port: Any) -> None:
                 int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")
             )
             body = await reader.readexactly(length)
-            kind = b"chat" if b"/chat/completions " in head else b"messages"
+            kind = next(path for path in answers if path in head)
             if b'"stream":true' not in body.replace(b" ", b""):
                 content = whole[kind]
                 writer.write(
@@ -87,7 +117,7 @@ def serve(port: Any) -> None:
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             )
             first, rest = events[kind][: begun[kind]], events[kind][begun[kind] :]
-            for part in (sse(first), sse(rest, done=kind == b"chat")):
+            for part in (sse(first), sse(rest, done=kind == b"/chat/completions ")):
                 writer.write(b"%x\r\n%s\r\n" % (len(part), part))
                 await writer.drain()
                 await asyncio.sleep(0.002)
@@ -188,9 +218,12 @@ async def compare(url: str) -> None:
     """Measure each adapter."""
     options: dict[str, Any] = {"api_key": "key", "price": PRICE, "rate_limits": None}
     chat, claude = OpenAI("gpt-4.1", base_url=url, **options), Anthropic(base_url=url, **options)
+    responses = OpenAIResponses("gpt-4.1", base_url=url, **options)
     async with openai.AsyncOpenAI(base_url=url, api_key="key") as openais:
         ask = openais.chat.completions.create
         await measure("chat", chat, url, "chat/completions", lambda body: ask(**body))
+        create_response = openais.responses.create
+        await measure("responses", responses, url, "responses", lambda body: create_response(**body))
     async with anthropic.AsyncAnthropic(base_url=url, api_key="key") as anthropics:
         create = anthropics.messages.create
         await measure("anthropic", claude, url, "v1/messages", lambda body: create(**body))
