@@ -1,10 +1,13 @@
 """Providers: the neutral types of a conversation, and one adapter per wire API.
 
-Layer: the lowest of palaver; imports neither tools nor actors, nor Ray. Importing it is cheap: httpx,
-tenacity and genai-prices are loaded when first needed.
+Layer: the lowest of palaver; imports neither tools nor actors, nor Ray. Importing it is cheap: adapters,
+httpx, tenacity and genai-prices are loaded when first needed, so that a conversation's process holds its own
+adapter alone.
 """
 
-from palaver.providers.anthropic import Anthropic
+import importlib
+from typing import TYPE_CHECKING
+
 from palaver.providers.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -23,9 +26,6 @@ from palaver.providers.errors import (
 )
 from palaver.providers.http_errors import AnswerLost, IncompleteAnswer, MalformedCall
 from palaver.providers.messages import Content, Image, Message, Opaque, Text, Thinking, ToolResult, ToolUse
-from palaver.providers.models import ModelRow, default_provider, known_models, provider_for
-from palaver.providers.openai import LlamaCPP, OpenAI
-from palaver.providers.price_list import lookup_price
 from palaver.providers.prices import Price, Rates, Tier
 from palaver.providers.profiles import Profile
 from palaver.providers.provider import (
@@ -39,10 +39,7 @@ from palaver.providers.provider import (
     ToolSpec,
 )
 from palaver.providers.rate_limits import RateLimits
-from palaver.providers.responses import OpenAIResponses
 from palaver.providers.retry import Retry, RetryPolicy
-from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
-from palaver.providers.served import ServedModel, served_models
 from palaver.providers.stream import (
     Answered,
     Delta,
@@ -54,6 +51,15 @@ from palaver.providers.stream import (
 )
 from palaver.providers.usage import Usage
 from palaver.providers.worst_case import BoundsCost, CountedInput, WorstCase
+
+if TYPE_CHECKING:
+    from palaver.providers.anthropic import Anthropic
+    from palaver.providers.models import ModelRow, default_provider, known_models, provider_for
+    from palaver.providers.openai import LlamaCPP, OpenAI
+    from palaver.providers.price_list import lookup_price
+    from palaver.providers.responses import OpenAIResponses
+    from palaver.providers.scripted import Reply, Script, Scripted, ScriptEnded
+    from palaver.providers.served import ServedModel, served_models
 
 __all__ = [
     "AnswerLost",
@@ -123,3 +129,35 @@ __all__ = [
     "provider_for",
     "served_models",
 ]
+
+_LOADED_WHEN_NEEDED = {
+    "Anthropic": "anthropic",
+    "LlamaCPP": "openai",
+    "ModelRow": "models",
+    "OpenAI": "openai",
+    "OpenAIResponses": "responses",
+    "Reply": "scripted",
+    "Script": "scripted",
+    "ScriptEnded": "scripted",
+    "Scripted": "scripted",
+    "ServedModel": "served",
+    "default_provider": "models",
+    "known_models": "models",
+    "lookup_price": "price_list",
+    "provider_for": "models",
+    "served_models": "served",
+}
+"""Names, and the modules that hold them."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LOADED_WHEN_NEEDED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_LOADED_WHEN_NEEDED[name]}")
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals() | _LOADED_WHEN_NEEDED)

@@ -9,13 +9,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import eventually
 
+from palaver.providers import OpenAI, provider_for
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -61,6 +66,9 @@ EXPECTED = {
     "fix_a_test.py": re.compile(
         r"before: the tests fail.*'responses': 5.*'bash': 2.*\n\+ .*max\(.*after: the tests pass", re.DOTALL
     ),
+    "follow_a_run.py": re.compile(
+        r"temperature\(.*Cairo.*gave 31\.5\]\nIt is 31\.5 degrees in Cairo\.\n\[end_turn after 2 responses\]"
+    ),
     "swarm_over_files.py": re.compile(r"(.+\.txt: .+\n){4}.*'responses': 4"),
 }
 
@@ -73,14 +81,13 @@ def test_the_readmes_first_program_is_the_example_it_names() -> None:
     assert shown[2] == program
 
 
-def test_every_python_block_of_the_readme_compiles_and_its_imports_exist() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) > 1
-    for block in blocks:
+@pytest.mark.parametrize("name", DOCS)
+def test_every_python_block_of_the_docs_compiles_and_its_imports_exist(name: str) -> None:
+    for block in re.findall(r"```python\n(.*?)```", DOCS[name], re.DOTALL):
         imports: list[ast.stmt] = [
             node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)
         ]
-        exec(compile(ast.Module(imports, []), "README.md", "exec"), {})  # noqa: S102
+        exec(compile(ast.Module(imports, []), name, "exec"), {})  # noqa: S102
 
 
 def test_the_readmes_tool_is_a_tool_that_runs(tmp_path: Path) -> None:
@@ -100,9 +107,54 @@ def test_the_readmes_tool_is_a_tool_that_runs(tmp_path: Path) -> None:
     assert done.stdout == "{'words': 3} Count the words of a text file.\n"
 
 
-def test_every_command_line_option_in_the_readme_exists() -> None:
-    shown = subprocess.run(
-        [Path(sys.executable).parent / "palaver", "run", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    for option in set(re.findall(r"(?<!\S)--[a-z][a-z-]+", re.sub(r"pip install.*|ray .*`", "", README))):
+def test_the_providers_of_the_docs_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "DEEPSEEK_API_KEY"):
+        monkeypatch.setenv(variable, "key")
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS["providers.md"], re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102
+    assert [type(provider).__name__ for provider in names["providers"]()] == [
+        "Anthropic",
+        "OpenAI",
+        "OpenAIResponses",
+        "OpenAI",
+        "OpenAI",
+        "OpenAIResponses",
+        "Anthropic",
+        "OpenAI",
+        "OpenAIResponses",
+    ]
+
+
+def test_the_models_file_of_the_docs_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS["providers.md"], re.DOTALL)
+    (tmp_path / "models.yaml").write_text(block)
+    monkeypatch.setenv("PALAVER_MODELS", str(tmp_path / "models.yaml"))
+    monkeypatch.setenv("TEAM_API_KEY", "key")
+    qwen = provider_for("qwen")
+    assert isinstance(qwen, OpenAI)
+    assert (qwen.model, qwen.context_window) == ("Qwen/Qwen3-32B", 32_768)
+    assert qwen.price is not None
+    assert qwen.price.usd_per_million_tokens.output == Decimal("0.40")
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    for name, text in DOCS.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert "://" in link or (folder / link).exists(), f"{name}: {link}"
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_command_line_option_in_the_docs_exists(name: str) -> None:
+    shown = "".join(
+        subprocess.run(
+            [Path(sys.executable).parent / "palaver", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for command in ("run", "models")
+    )
+    for option in set(re.findall(r"(?<!\S)--[a-z][a-z-]+", re.sub(r"pip install.*|ray .*`", "", DOCS[name]))):
         assert option in shown, option

@@ -33,11 +33,12 @@ MAY_IMPORT_RAY = frozenset(
     }
 )
 
-ADAPTERS = ("anthropic", "openai", "local", "scripted")
+ADAPTERS = ("anthropic", "openai", "responses", "local", "scripted")
 """The adapters in providers/, each with the modules whose names start with its own."""
 
-MAY_IMPORT_ADAPTER = frozenset({("local", "openai")})
-"""`local` runs llama.cpp's server, which speaks OpenAI's wire format."""
+MAY_IMPORT_ADAPTER = frozenset({("local", "openai"), ("responses", "openai")})
+"""`local` runs llama.cpp's server, which speaks OpenAI's wire format; `responses` is
+another path of its servers."""
 
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
@@ -140,6 +141,12 @@ def test_importing_the_providers_loads_none_of_what_is_costly() -> None:
         f"import json, sys, palaver.providers; print(json.dumps([n for n in {costly!r} if n in sys.modules]))"
     )
     assert loaded == []
+
+
+def test_the_process_of_a_conversation_loads_no_adapter_before_it_has_one() -> None:
+    loaded = run("import json, sys, palaver.actors.convo; print(json.dumps(sorted(sys.modules)))")
+    known = [f"palaver.providers.{name}" for name in ("http", "models", "models_file", "served", *ADAPTERS)]
+    assert [name for name in loaded if name.startswith(tuple(known))] == ["palaver.providers.http_errors"]
 
 
 def test_importing_all_modules_has_no_side_effects() -> None:
