@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -144,7 +145,8 @@ def test_importing_the_providers_loads_none_of_what_is_costly() -> None:
 
 
 def test_the_process_of_a_conversation_loads_no_adapter_before_it_has_one() -> None:
-    loaded = run("import json, sys, palaver.actors.convo; print(json.dumps(sorted(sys.modules)))")
+    program = "import json, sys, palaver.actors.convo; print(json.dumps(sorted(sys.modules)))"
+    loaded = cast("list[str]", run(program))
     known = [f"palaver.providers.{name}" for name in ("http", "models", "models_file", "served", *ADAPTERS)]
     assert [name for name in loaded if name.startswith(tuple(known))] == ["palaver.providers.http_errors"]
 
