@@ -19,9 +19,10 @@ from palaver.actors.errors import (
     UnknownToolCall,
 )
 from palaver.actors.feed import Compacted, ConvoEvent, Responded, Retrying, RunEnded, ToolEnded, ToolStarted
+from palaver.actors.items import Item, ItemResult
 from palaver.actors.kin import Branch, State
 from palaver.actors.listener import ConvoInfo, Listener, NoopListener
-from palaver.actors.replies import events, reply
+from palaver.actors.replies import events, reply, results
 from palaver.actors.report import CancelReport, StoppedCall, StoppedConvo
 from palaver.actors.result import RunResult
 from palaver.actors.usage import CumulativeUsage
@@ -48,6 +49,8 @@ __all__ = [
     "CumulativeUsage",
     "Decision",
     "Denied",
+    "Item",
+    "ItemResult",
     "Listener",
     "NoopListener",
     "NothingToSend",
@@ -66,4 +69,5 @@ __all__ = [
     "UnknownToolCall",
     "events",
     "reply",
+    "results",
 ]

@@ -44,7 +44,7 @@ from palaver.actors.usage import CumulativeUsage
 from palaver.providers.capabilities import context_window
 from palaver.providers.errors import ContextTooLong
 from palaver.providers.messages import Content, Message, Text, ToolResult, ToolUse
-from palaver.providers.provider import Provider, Request, Response, StopReason, ToolChoice
+from palaver.providers.provider import Provider, Request, Response, StartsAnew, StopReason, ToolChoice
 from palaver.providers.retry import Clock
 from palaver.tools.toolset import Toolset
 
@@ -524,11 +524,31 @@ class Conversation:
         Raises BudgetExceeded when there may be no more of them, ConvoClosed, ConvoCancelled.
         """
         self.refuse_if_ending()
-        child = Conversation(
-            self.provider,
+        child = self.beside(toolset, settings, messages=messages)
+        await self.treasury.open([child._account(self.id)])
+        self.adopt(child.id, child)
+        return child
+
+    def beside(
+        self,
+        toolset: Toolset,
+        settings: Settings | None = None,
+        *,
+        id: str | None = None,
+        parent: Parent | None = None,
+        messages: Iterable[Message] = (),
+    ) -> Conversation:
+        """A sub-conversation in this process that is not begun: without an account, and not adopted.
+
+        `parent` is what it takes for its parent; None for this one.
+        """
+        provider = self.provider
+        return Conversation(
+            provider.anew() if isinstance(provider, StartsAnew) else provider,
             toolset,
             settings,
-            parent=self,
+            id=id,
+            parent=parent or self,
             parent_id=self.id,
             depth=self.depth + 1,
             messages=messages,
@@ -536,9 +556,6 @@ class Conversation:
             owns_provider=False,
             clock=self._clock,
         )
-        await self.treasury.open([child._account(self.id)])
-        self.adopt(child.id, child)
-        return child
 
     def adopt(self, child_id: str, child: Child, within_call: str | None = None) -> None:
         """Take on a sub-conversation, so that it is cancelled, closed and shown with this one.

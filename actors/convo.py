@@ -11,24 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+import resource
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, Unpack, cast
 
 import ray
 import ray.actor
 
-from palaver.actors.approvals import ApprovalRequest, Approved, Denied
+from palaver.actors.approvals import ApprovalRequest, Approved, Denied, Desk
+from palaver.actors.batches import Batches
 from palaver.actors.budget import Budget
+from palaver.actors.children import CHILD_ENDS_WITHIN_S
 from palaver.actors.context import Compaction
 from palaver.actors.conversation import Conversation
+from palaver.actors.endings import ended, to_the_end
 from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
 from palaver.actors.feed import ConvoEvent
 from palaver.actors.ids import new_convo_id
+from palaver.actors.items import Item, ItemResult, as_items, check_concurrency, failed
 from palaver.actors.kin import Activity, Branch
+from palaver.actors.light import light_handle
 from palaver.actors.listener import Listener
+from palaver.actors.mapping import AT_ONCE, LightWork
 from palaver.actors.options import (
     AnyTool,
     SubConvoOptions,
@@ -39,11 +48,12 @@ from palaver.actors.options import (
 )
 from palaver.actors.rate_gate import GateClient
 from palaver.actors.relatives import Ancestors, Remote
-from palaver.actors.remote_methods import remote_run, remote_stream, remotely
+from palaver.actors.remote_methods import remote_map, remote_run, remote_stream, remotely
+from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
-from palaver.actors.treasury import RootTreasury
+from palaver.actors.treasury import RootTreasury, Treasury
 from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, PalaverError
@@ -61,51 +71,29 @@ _LINGER_S = 1.0
 """How long a closed conversation still answers, with ConvoClosed, before its process ends."""
 
 
-class ConvoActor:
-    """The actor behind a `Convo` handle. Every method is called through `.remote(...)`."""
+class Resident:
+    """A conversation in this process, and the methods of its handle; each is called through `.remote(...)`.
+
+    `ancestors` are those of the actor that lives here, or has it live here; None for a root. `lights` are the
+    light conversations of this process, by their ids.
+    """
 
     def __init__(
         self,
-        provider: Provider,
-        tools: Sequence[AnyPacked],
-        settings: Settings,
-        listener: Listener | None = None,
-        *,
-        id: str | None = None,
-        ancestors: Ancestors | None = None,
-        messages: Sequence[Message] = (),
-        workspace: Workspace | None = None,
+        core: Conversation,
+        handle: ConvoHandle,
+        toolset: RayToolset,
+        ancestors: Ancestors,
+        workspace: Workspace | None,
+        lights: dict[str, Resident],
     ) -> None:
-        id = id or new_convo_id()
-        self._handle = cast("ConvoHandle", cast("Any", ray.get_runtime_context()).current_actor)
-        self._ancestors = ancestors or Ancestors()
-        self._weakening: set[asyncio.Task[None]] = set()
+        self._core = core
+        self._handle = handle
+        self._toolset = toolset
+        self._ancestors = ancestors
         self._workspace = workspace
-        self._toolset = RayToolset(
-            tools,
-            (*self._ancestors.lineage, id),
-            self._handle,
-            workspace=workspace,
-            limits=settings.tool_limits,
-        )
-        self._core = Conversation(
-            provider,
-            self._toolset,
-            settings,
-            id=id,
-            parent=ancestors,
-            parent_id=ancestors.parent_id if ancestors else None,
-            depth=len(ancestors) if ancestors else 0,
-            messages=messages,
-            listener=listener,
-        )
-        self._gate: GateClient | None = None
-        if isinstance(provider, TakesGate):
-            self._gate = GateClient(id, (*self._ancestors.lineage, id)[0], self._handle)
-            provider.through(self._gate)
-        if ancestors is None:
-            context = cast("Any", ray.get_runtime_context())
-            self._treasury.introduce(id, Remote(id, self._handle), context.get_node_id())
+        self._lights = lights
+        self._weakening: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         # Ray asks for it even when __init__ has failed.
@@ -257,7 +245,7 @@ class ConvoActor:
 
     @remotely
     async def approve(
-        self, tool_use_id: str, *, convo_id: str | None = None, input: Mapping[str, Any] | None = None
+        self, tool_use_id: str, *, convo_id: str | None = None, input: dict[str, Any] | None = None
     ) -> None:
         """Let a tool call that waits for a yes run, here or below.
 
@@ -298,15 +286,7 @@ class ConvoActor:
 
         Until then calls raise ConvoClosed; afterwards Ray's own ActorDiedError.
         """
-        try:
-            await self._core.close()
-        finally:
-            self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
-
-    @remotely
-    async def _leave(self) -> None:
-        await asyncio.sleep(_LINGER_S)
-        ray.actor.exit_actor()
+        await self._core.close()
 
     @remotely
     async def cumulative_usage(self) -> CumulativeUsage:
@@ -369,28 +349,147 @@ class ConvoActor:
         return await self._start_children(options, at_most=at_most)
 
     @remotely
+    async def light_sub_convo(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
+        """Start a sub-conversation that shares this one's process: it costs some kilobytes, and no start.
+
+        All else is as with `sub_convo`, but for `actor_options`, which it cannot have, its listener, which is
+        this one's own, and its end: with `close`, or with this one, whoever holds handles. What brings this
+        process down takes it along.
+        """
+        return (await self._start_children([options], light=True))[0]
+
+    @remotely
     async def sub_convo_with_history(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
         """Start a sub-conversation that also has a copy of the messages so far. See `sub_convo`."""
         return (await self._start_children([options], self._core.transcript.history))[0]
+
+    @remote_map
+    async def map(
+        self,
+        items: Iterable[Item | str],
+        *,
+        concurrency: int = AT_ONCE,
+        workers: int = 0,
+        output_type: Any = None,
+        output_retries: int = OUTPUT_RETRIES,
+        **options: Unpack[SubConvoOptions],
+    ) -> AsyncGenerator[tuple[ItemResult, ...]]:
+        """Run each item (a text, or an Item with a label) in a light sub-conversation, `concurrency` at once.
+
+        `async for result in results(convo.map.remote(items)):`, where `results` is in `palaver.actors`. There
+        is one result per item, whatever happens, in the order in which they come. `options` are those of a
+        sub-conversation, the budget for each item on its own; `output_type` is as in `run`. With `workers`
+        the items are shared out among so many sub-conversations with processes of their own, to which
+        `actor_options` apply, so that more than one CPU, or node, has part in the work; `concurrency` is of
+        all together. A worker that dies leaves the items that it had not finished a result that says so.
+
+        When this conversation is cancelled, closed, or over its budget, the items that are left get a result
+        that says so. Who stops listening stops the work. Raises ConfigurationError.
+        """
+        check_concurrency(concurrency)
+        work = as_items(items)
+        if workers:
+            batches = self._mapped_by_workers(
+                work, workers, concurrency, options, output_type=output_type, output_retries=output_retries
+            )
+        else:
+            if options.get("actor_options"):
+                raise ConfigurationError("light sub-conversations have no actors; actor_options need workers")
+            settings, tools = await self._prepared(options)
+            within_call = options.get("within_call")
+
+            async def begin(item: Item) -> Conversation:
+                child_id = new_convo_id()
+                own = replace(settings, label=item.label)
+                self._core.refuse_if_ending(within_call)
+                await self._core.treasury.open([self._account_of(child_id, own)])
+                light = self._begin_light(child_id, own, tools)
+                try:
+                    self._core.adopt(child_id, light._core, within_call)
+                except PalaverError:
+                    await light._core.close()
+                    raise
+                return light._core
+
+            async def ask(child: Conversation, item: Item) -> RunResult[Any]:
+                return await child.run(item.prompt, output_type=output_type, output_retries=output_retries)
+
+            batches = LightWork(self._core, begin, ask).batches(work, concurrency)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def _mapped_by_workers(
+        self,
+        items: Sequence[Item],
+        workers: int,
+        concurrency: int,
+        options: SubConvoOptions,
+        **asked: Any,
+    ) -> AsyncGenerator[tuple[ItemResult, ...]]:
+        if workers < 1:
+            raise ConfigurationError(f"workers is {workers}; use 0 for none, or 1 or more")
+        workers = min(workers, len(items), concurrency) or 1
+        own: SubConvoOptions = {"actor_options": options.get("actor_options")}
+        own["within_call"] = options.get("within_call")
+        started: list[SubConvoOptions] = [{**own, "label": f"worker {n + 1}"} for n in range(workers)]
+        of_items = {name: each for name, each in options.items() if name not in own}
+        come: Batches[tuple[ItemResult, ...]] = Batches()
+
+        async def follow(worker: ConvoHandle, share: Sequence[Item], at_once: int) -> None:
+            left: defaultdict[str, list[Item]] = defaultdict(list)
+            for item in share:
+                left[item.label].append(item)
+            try:
+                mapped = worker.map.remote(share, concurrency=at_once, **asked, **cast("Any", of_items))
+                async for ref in mapped:
+                    batch = await reply(ref)
+                    for result in batch:
+                        left[result.label].pop()
+                    come.put(batch)
+            except PalaverError as error:
+                come.put(tuple(failed(item, error) for each in left.values() for item in each))
+            finally:
+                await to_the_end(_closed(worker))
+
+        async def work() -> None:
+            handles = await self._start_children(started)
+            shares = [items[n::workers] for n in range(workers)]
+            at_once = [concurrency // workers + (n < concurrency % workers) for n in range(workers)]
+            await asyncio.gather(*map(follow, handles, shares, at_once))
+
+        working = asyncio.create_task(work())
+        working.add_done_callback(lambda _: come.end())
+        try:
+            async for batches in come.batches():
+                for batch in batches:
+                    yield batch
+            await working
+        finally:
+            working.cancel()
+            await ended(working)
+
+    def _account_of(self, child_id: str, settings: Settings) -> AccountOpened:
+        return AccountOpened(
+            convo_id=child_id,
+            parent_id=self._core.id,
+            label=settings.label,
+            model=self._core.provider.model,
+            budget=settings.budget,
+            at=datetime.now(UTC),
+        )
 
     async def _start_children(
         self,
         options_of_each: Sequence[SubConvoOptions],
         messages: Sequence[Message] = (),
         at_most: int | None = None,
+        light: bool = False,
     ) -> list[ConvoHandle]:
         prepared = [await self._prepared(options) for options in options_of_each]
-        accounts = [
-            AccountOpened(
-                convo_id=new_convo_id(),
-                parent_id=self._core.id,
-                label=settings.label,
-                model=self._core.provider.model,
-                budget=settings.budget,
-                at=datetime.now(UTC),
-            )
-            for settings, _ in prepared
-        ]
+        if light and any(options.get("actor_options") for options in options_of_each):
+            raise ConfigurationError("a light sub-conversation has no actor; leave actor_options out")
+        accounts = [self._account_of(new_convo_id(), settings) for settings, _ in prepared]
         self._refuse_children(options_of_each, at_most)
         await self._core.treasury.open(accounts)
         try:
@@ -400,8 +499,9 @@ class ConvoActor:
             for each in accounts:
                 await self._core.treasury.close(each.convo_id)
             raise
+        start = self._start_light if light else self._start_child
         return [
-            self._start_child(account.convo_id, options, settings, tools, messages)
+            start(account.convo_id, options, settings, tools, messages)
             for account, options, (settings, tools) in zip(accounts, options_of_each, prepared, strict=True)
         ]
 
@@ -465,17 +565,163 @@ class ConvoActor:
         weakening.add_done_callback(self._weakening.discard)
         return handle
 
+    def _start_light(
+        self,
+        child_id: str,
+        options: SubConvoOptions,
+        settings: Settings,
+        tools: Sequence[AnyPacked],
+        messages: Sequence[Message],
+    ) -> ConvoHandle:
+        light = self._begin_light(child_id, settings, tools, messages)
+        self._core.adopt(child_id, light._core, options.get("within_call"))
+        return light._handle
+
+    def _begin_light(
+        self, child_id: str, settings: Settings, tools: Sequence[AnyPacked], messages: Sequence[Message] = ()
+    ) -> Resident:
+        ancestors = self._ancestors.and_below(Remote(self._core.id, self._handle))
+        handle = cast("ConvoHandle", light_handle(self._handle, child_id))
+        toolset = RayToolset(
+            tools,
+            (*ancestors.lineage, child_id),
+            handle,
+            workspace=self._workspace,
+            limits=settings.tool_limits,
+        )
+        parent = _Housing(self._core, self._lights)
+        core = self._core.beside(toolset, settings, id=child_id, parent=parent, messages=messages)
+        light = Resident(core, handle, toolset, ancestors, self._workspace, self._lights)
+        self._lights[child_id] = light
+        return light
+
+    # Called by sub-conversations
+
+    @remotely
+    async def own_handle(self) -> ConvoHandle:
+        """A handle that does not keep this conversation alive."""
+        return self._handle
+
+    @remotely
+    async def activity(self) -> Activity:
+        """What this conversation and those below it are doing."""
+        return await self._core.activity()
+
+    @remotely
+    async def child_closed(self, convo_id: str) -> None:
+        """A child has closed."""
+        await self._core.child_closed(convo_id)
+
+
+class _Housing:
+    """The parent of a light conversation, whose place in the process is free when it has closed."""
+
+    def __init__(self, core: Conversation, lights: dict[str, Resident]) -> None:
+        self._core = core
+        self._lights = lights
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        return self._core.lineage
+
+    @property
+    def desk(self) -> Desk:
+        return self._core.desk
+
+    @property
+    def treasury(self) -> Treasury:
+        return self._core.treasury
+
+    async def child_closed(self, convo_id: str) -> None:
+        self._lights.pop(convo_id, None)
+        await self._core.child_closed(convo_id)
+
+
+class ConvoActor(Resident):
+    """The actor behind a `Convo` handle: a conversation with a process of its own, and its light ones."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        tools: Sequence[AnyPacked],
+        settings: Settings,
+        listener: Listener | None = None,
+        *,
+        id: str | None = None,
+        ancestors: Ancestors | None = None,
+        messages: Sequence[Message] = (),
+        workspace: Workspace | None = None,
+    ) -> None:
+        _allow_open_files()
+        id = id or new_convo_id()
+        context = cast("Any", ray.get_runtime_context())
+        handle = cast("ConvoHandle", context.current_actor)
+        above = ancestors or Ancestors()
+        toolset = RayToolset(
+            tools, (*above.lineage, id), handle, workspace=workspace, limits=settings.tool_limits
+        )
+        core = Conversation(
+            provider,
+            toolset,
+            settings,
+            id=id,
+            parent=ancestors,
+            parent_id=ancestors.parent_id if ancestors else None,
+            depth=len(above),
+            messages=messages,
+            listener=listener,
+        )
+        super().__init__(core, handle, toolset, above, workspace, {})
+        self._gate: GateClient | None = None
+        if isinstance(provider, TakesGate):
+            self._gate = GateClient(id, (*above.lineage, id)[0], handle)
+            provider.through(self._gate)
+        if ancestors is None:
+            self._treasury.introduce(id, Remote(id, handle), context.get_node_id())
+
+    @remotely
+    async def close(self) -> None:
+        """End this conversation and all below it. Their processes end within about a second.
+
+        Until then calls raise ConvoClosed; afterwards Ray's own ActorDiedError.
+        """
+        try:
+            await self._core.close()
+        finally:
+            self._handle._leave.remote()  # pyright: ignore[reportPrivateUsage]
+
+    @remotely
+    async def _leave(self) -> None:
+        await asyncio.sleep(_LINGER_S)
+        ray.actor.exit_actor()
+
+    # Light conversations
+
+    @remotely
+    async def at(self, convo_id: str, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of a light conversation of this process. Raises ConvoClosed when it has ended."""
+        return await getattr(self._light(convo_id), method)(*args, **kwargs)
+
+    async def stream_at(
+        self, convo_id: str, method: str, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
+        """Call a method of a light conversation that tells what happens meanwhile, in batches."""
+        async with aclosing(getattr(self._light(convo_id), method)(*args, **kwargs)) as batches:
+            async for batch in batches:
+                yield batch
+
+    def _light(self, convo_id: str) -> Resident:
+        light = self._lights.get(convo_id)
+        if light is None:
+            raise ConvoClosed(convo_id)
+        return light
+
     # Called by sub-conversations, and by the rate gate
 
     @remotely
     async def is_sending(self, ticket: str) -> bool:
         """Whether a request of this conversation is at the rate gate, or under way, with that ticket."""
         return self._gate is not None and ticket in self._gate.sending
-
-    @remotely
-    async def own_handle(self) -> ConvoHandle:
-        """A handle that does not keep this conversation alive."""
-        return self._handle
 
     @remotely
     async def introduce(self, convo_id: str, convo: ConvoHandle, node_id: str) -> None:
@@ -488,19 +734,10 @@ class ConvoActor:
         return await getattr(self._treasury, method)(*args, **kwargs)
 
     @remotely
-    async def activity(self) -> Activity:
-        """What this conversation and those below it are doing."""
-        return await self._core.activity()
-
-    @remotely
     async def until_request_ended(self, request_id: str) -> None:
         """Wait until a request of this conversation is neither under way nor about to be."""
-        await self._core.exchanges.until_request_ended(request_id)
-
-    @remotely
-    async def child_closed(self, convo_id: str) -> None:
-        """A child has closed."""
-        await self._core.child_closed(convo_id)
+        for each in (self, *self._lights.values()):
+            await each._core.exchanges.until_request_ended(request_id)
 
     @property
     def _treasury(self) -> RootTreasury:
@@ -525,7 +762,8 @@ class ConvoActor:
     @remotely
     async def until_settled(self, request_id: str) -> None:
         """Wait until a request for approval of this conversation's own has ended."""
-        await self._core.approvals.until_settled(request_id)
+        for each in (self, *self._lights.values()):
+            await each._core.approvals.until_settled(request_id)
 
     @remotely
     async def withdraw(self, request_id: str) -> None:
@@ -562,6 +800,19 @@ def _start(
     return cast(
         "ConvoHandle", actor_class.remote(provider, tools, settings, listener, workspace=workspace, **place)
     )
+
+
+def _allow_open_files() -> None:
+    """As many connections at once as the machine allows: a process may begin with room for 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _closed(convo: ConvoHandle) -> None:
+    with suppress(PalaverError, TimeoutError):
+        async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+            await reply(convo.close.remote())
 
 
 def _workspace(given: str | os.PathLike[str] | Workspace | None) -> Workspace | None:

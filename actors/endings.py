@@ -35,3 +35,12 @@ async def all_to_the_end(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.wait(tasks)
         raise
     return [task.result() for task in tasks]
+
+
+async def ended(*tasks: asyncio.Task[Any]) -> None:
+    """Wait for tasks to end, however they end, and even when cancelled meanwhile."""
+    await to_the_end(_gathered(tasks))
+
+
+async def _gathered(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,22 +5,18 @@ Layer: actors, core; no Ray.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from palaver.actors.batches import Batches
 from palaver.actors.context import Compaction
 from palaver.actors.result import RunResult
 from palaver.providers.messages import Text, Thinking, ToolResult, ToolUse, Value
 from palaver.providers.provider import Response
 from palaver.providers.stream import Delta, TextDelta, ThinkingDelta, ToolInputDelta, UsageSoFar
-
-BATCHED_S = 0.04
-"""How long what comes is gathered: a piece of its own on its way through Ray costs about a millisecond."""
 
 
 class Responded(Value):
@@ -72,43 +68,11 @@ class RunEnded(Value):
 ConvoEvent: TypeAlias = Delta | Responded | Retrying | Compacted | ToolStarted | ToolEnded | RunEnded
 
 
-class Feed:
-    """What happens in one run, until somebody takes it."""
+class Feed(Batches[ConvoEvent]):
+    """What happens in one run, until somebody takes it; pieces of the same text are joined."""
 
-    def __init__(self) -> None:
-        self._events: list[ConvoEvent] = []
-        self._some = asyncio.Event()
-        self._ended = asyncio.Event()
-
-    def put(self, event: ConvoEvent) -> None:
-        """Add an event; a piece is joined to the one before it where they belong together."""
-        joined = _joined(self._events[-1], event) if self._events else None
-        if joined is None:
-            self._events.append(event)
-        else:
-            self._events[-1] = joined
-        self._some.set()
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._ended.set()
-        self._some.set()
-
-    async def batches(self) -> AsyncGenerator[tuple[ConvoEvent, ...]]:
-        """All events: the first at once, the others in batches, until the end."""
-        while True:
-            await self._some.wait()
-            self._some.clear()
-            if self._events:
-                batch, self._events = tuple(self._events), []
-                yield batch
-            if self._ended.is_set():
-                if not self._events:
-                    return
-                self._some.set()
-            else:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), BATCHED_S)
+    def joined(self, last: ConvoEvent, new: ConvoEvent) -> ConvoEvent | None:
+        return _joined(last, new)
 
 
 def _joined(last: ConvoEvent, event: ConvoEvent) -> ConvoEvent | None:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, TextIO
 from pydantic import ValidationError
 
 from palaver.actors.budget import Budget
+from palaver.actors.items import Item
 from palaver.actors.options import check_price, check_window
 from palaver.actors.screen import printable
-from palaver.actors.swarm import Item
 from palaver.actors.tool_names import load_mcp, load_tools
 from palaver.providers.capabilities import context_window as window_of
 from palaver.providers.errors import ConfigurationError, MissingKey, ProviderError, UnknownModel

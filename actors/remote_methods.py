@@ -5,16 +5,20 @@ Layer: actors; Ray for its types alone.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from palaver.actors.feed import ConvoEvent
+from palaver.actors.items import Item, ItemResult
+from palaver.actors.mapping import AT_ONCE
 from palaver.actors.result import RunResult
 from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.providers.messages import Content
 
 if TYPE_CHECKING:
     import ray
+
+    from palaver.actors.options import SubConvoOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +88,32 @@ class RemoteStream(Protocol):
     def options(self, **ray_options: Any) -> RemoteStream:
         """The same method with Ray's options for a call."""
         ...
+
+
+class RemoteMap(Protocol):
+    """`ConvoActor.map` seen from outside: batches of results; `palaver.actors.results` takes them apart."""
+
+    def remote(
+        self,
+        items: Iterable[Item | str],
+        *,
+        concurrency: int = AT_ONCE,
+        workers: int = 0,
+        output_type: Any = None,
+        output_retries: int = OUTPUT_RETRIES,
+        **options: Unpack[SubConvoOptions],
+    ) -> AsyncIterator[ray.ObjectRef[tuple[ItemResult, ...]]]:
+        """Call the method: Ray's ObjectRefGenerator, with a reference to each batch when it is there."""
+        ...
+
+    def options(self, **ray_options: Any) -> RemoteMap:
+        """The same method with Ray's options for a call."""
+        ...
+
+
+def remote_map(method: Callable[..., AsyncGenerator[tuple[ItemResult, ...]]]) -> RemoteMap:
+    """As `remotely`, for `map`."""
+    return cast("RemoteMap", method)
 
 
 def remote_stream(method: Callable[..., AsyncGenerator[tuple[ConvoEvent, ...]]]) -> RemoteStream:

@@ -6,7 +6,7 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from palaver.actors.endings import to_the_end
 from palaver.actors.errors import ConvoClosed, ConvoUnreachable
 from palaver.actors.feed import ConvoEvent
+from palaver.actors.items import ItemResult
 from palaver.providers.errors import ConfigurationError, PalaverError
 
 T = TypeVar("T")
@@ -59,11 +60,32 @@ async def events(
     Ends with a RunEnded. Raises what `reply` raises. Leaving early stops the run, once the generator is
     closed: use `contextlib.aclosing`.
     """
+    async with aclosing(_one_by_one(batches, convo_id)) as each:
+        async for event in each:
+            yield event
+
+
+async def results(
+    batches: AsyncIterator[ray.ObjectRef[tuple[ItemResult, ...]]], convo_id: str = "(unknown id)"
+) -> AsyncGenerator[ItemResult]:
+    """The results of a map, as they come: `async for result in results(convo.map.remote([...])):`.
+
+    Raises what `reply` raises. Leaving early stops the work, once the generator is closed: use
+    `contextlib.aclosing`.
+    """
+    async with aclosing(_one_by_one(batches, convo_id)) as each:
+        async for result in each:
+            yield result
+
+
+async def _one_by_one(
+    batches: AsyncIterator[ray.ObjectRef[tuple[T, ...]]], convo_id: str
+) -> AsyncGenerator[T]:
     ended = False
     try:
         async for ref in batches:
-            for event in await reply(ref, convo_id):
-                yield event
+            for each in await reply(ref, convo_id):
+                yield each
         ended = True
     except PalaverError:
         ended = True

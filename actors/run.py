@@ -15,12 +15,13 @@ from typing import Any, TextIO
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
 from palaver.actors.feed import ConvoEvent, Responded, ToolStarted
+from palaver.actors.items import Item, ItemResult
 from palaver.actors.kin import Branch
 from palaver.actors.live import Watcher, changes, render
 from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.actors.session import Session
-from palaver.actors.swarm import Item, ItemResult, ask, over
+from palaver.actors.swarm import ask, over
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import PalaverError
 from palaver.providers.stream import TextDelta

@@ -17,14 +17,14 @@ import ray
 from ray.exceptions import RayError
 
 from palaver.actors.convo import AnyTool, ConvoHandle
-from palaver.actors.endings import to_the_end
+from palaver.actors.endings import ended, to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed, ConvoUnreachable
 from palaver.actors.feed import ConvoEvent, RunEnded
+from palaver.actors.items import Item, ItemResult, at_once, check_concurrency, failed
 from palaver.actors.replies import events, reply
 from palaver.actors.result import RunResult
 from palaver.actors.usage import CumulativeUsage
-from palaver.providers.errors import ConfigurationError, PalaverError
-from palaver.providers.messages import Value
+from palaver.providers.errors import PalaverError
 from palaver.tools.task import pack
 from palaver.tools.tool import Tool
 
@@ -36,48 +36,6 @@ for, a tool that cannot be unwound, is gone within about three seconds (`palaver
 
 _ANSWERS_WITHIN_S = 5.0
 """How long a conversation that failed may take to say what it spent."""
-
-
-class Item(Value):
-    """One piece of work: what to call it, and what to say."""
-
-    label: str
-    prompt: str
-
-
-class ItemResult(Value):
-    """What came of one item.
-
-    Either `result`, the run, which may have been stopped by a limit; or `error`, why there is none, and
-    `error_type`, the name of its class. `convo_id` is None when no process was started for it. `usage`
-    is what it used, with all below it; None when that is nothing, or nobody could be asked.
-    """
-
-    label: str
-    convo_id: str | None = None
-    result: RunResult | None = None
-    error: str | None = None
-    error_type: str | None = None
-    usage: CumulativeUsage | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to a proper end."""
-        return self.result is not None and self.result.finished
-
-    @property
-    def text(self) -> str:
-        """What the model answered; empty when it did not."""
-        return self.result.text if self.result is not None else ""
-
-    @property
-    def reason(self) -> str:
-        """Why it is not finished; empty when it is."""
-        if self.result is None:
-            return self.error or "no result"
-        if self.result.finished:
-            return ""
-        return f"stopped ({self.result.stop})" + (f": {self.result.detail}" if self.result.detail else "")
 
 
 async def over(
@@ -96,8 +54,7 @@ async def over(
     and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
     Raises ConfigurationError for a concurrency below 1.
     """
-    if concurrency < 1:
-        raise ConfigurationError(f"concurrency is {concurrency}; use 1 or more")
+    check_concurrency(concurrency)
     swarm = _Swarm(
         root,
         system_prompt=system_prompt,
@@ -105,35 +62,14 @@ async def over(
         tools=[pack(each) if isinstance(each, Tool) else each for each in tools],
         max_tokens=max_tokens,
     )
-    results: asyncio.Queue[ItemResult | BaseException | None] = asyncio.Queue()
-    waiting = iter(items)
-
-    async def work() -> None:
-        # The results are fetched when somebody wants them; the next item does not wait for that.
-        try:
-            for item in waiting:
-                await results.put(await swarm.result_of(item))
-        except Exception as error:  # of the iterable: everything else is a result
-            await results.put(error)
-        finally:
-            results.put_nowait(None)
-
     watch = asyncio.create_task(swarm.watch())
-    workers = [asyncio.create_task(work()) for _ in range(concurrency)]
     try:
-        at_work = concurrency
-        while at_work:
-            match await results.get():
-                case None:
-                    at_work -= 1
-                case ItemResult() as result:
-                    yield result
-                case error:
-                    raise error
+        async with aclosing(at_once(items, swarm.result_of, concurrency)) as results:
+            async for result in results:
+                yield result
     finally:
-        for task in (watch, *workers):
-            task.cancel()
-        await _ended(watch, *workers)
+        watch.cancel()
+        await ended(watch)
 
 
 class _Swarm:
@@ -177,7 +113,7 @@ class _Swarm:
         try:
             child = await self._start(item)
         except Exception as error:
-            return _failed(item, error, f"not started: {_told(error)}")
+            return failed(item, error, "not started: ")
         try:
             result = await ask(child, item)
         finally:
@@ -199,7 +135,7 @@ class _Swarm:
         try:
             child = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            await _ended(starting)
+            await ended(starting)
             if not starting.cancelled() and starting.exception() is None:
                 await close(starting.result())
             raise
@@ -257,15 +193,7 @@ async def _failed_at_work(
             usage = await reply(convo.cumulative_usage.remote())
     if isinstance(error, ConvoClosed) and convo_id is not None:
         error = ConvoClosed(convo_id, error.reason)
-    return _failed(item, error, _told(error)).model_copy(update={"convo_id": convo_id, "usage": usage})
-
-
-def _failed(item: Item, error: Exception, message: str) -> ItemResult:
-    return ItemResult(label=item.label, error=message, error_type=type(error).__name__)
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, PalaverError) else f"{type(error).__name__}: {error}"
+    return failed(item, error, convo_id=convo_id, usage=usage)
 
 
 async def close(convo: ConvoHandle) -> None:
@@ -276,12 +204,3 @@ async def close(convo: ConvoHandle) -> None:
                 await reply(convo.close.remote())
         except TimeoutError:
             ray.kill(convo)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
-
-
-async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    """Wait for tasks to end, however they end, and even when cancelled meanwhile."""
-    await to_the_end(_gather(tasks))
-
-
-async def _gather(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)

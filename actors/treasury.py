@@ -232,7 +232,9 @@ class RootTreasury:
 
     def _watch(self, convo_id: str, request_id: str) -> None:
         """See to it that what a request holds comes back when its process is gone: others wait for it."""
-        if holder := self._holders.get(convo_id):
+        # One that shares the process of another above it is watched by that; the root's own need not be.
+        *below, _ = self.ledger.lineage(convo_id)
+        if holder := next((self._holders[each] for each in below if each in self._holders), None):
             watch = asyncio.create_task(self._until_ended(holder, convo_id, request_id))
             self._watches[request_id] = watch
 
@@ -278,7 +280,7 @@ class RootTreasury:
                 usage=each.usage(self.ledger.now_s()),
                 reserved_usd=each.reserved_usd,
                 ended=None if each.closed_s is None else "lost" if each.lost else "closed",
-                node_id=each.node_id,
+                node_id=next((above.node_id for above in each.lineage if above.node_id), None),
             )
             for each in self.ledger.accounts(convo_id)
         )

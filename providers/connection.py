@@ -34,6 +34,9 @@ _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Never through the proxy that HTTP_PROXY names, which reaches another machine's loopback."""
 
 _CONNECT_TIMEOUT_S = 10.0
+_KEPT_FOR_S = 3.0
+"""How long a connection that nobody uses is kept. Many servers (uvicorn, cpp-httplib, Node) close theirs after
+5 s, and a request that is sent at that moment is lost."""
 
 
 class Incoming:
@@ -193,7 +196,9 @@ class Connection:
                 headers=self._headers,
                 timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_TIMEOUT_S),
                 # How many run at once is the rate gate's business, not the pool's.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEPT_FOR_S
+                ),
                 transport=self._transport,
                 mounts=proxies(),
                 verify=_tls(),

@@ -149,6 +149,18 @@ class Provider(Protocol):
 
 
 @runtime_checkable
+class StartsAnew(Protocol):
+    """What a provider has besides when it keeps something of each conversation, as its place in a script.
+
+    Conversations that share a process share a provider without it.
+    """
+
+    def anew(self) -> Provider:
+        """The same provider for another conversation."""
+        ...
+
+
+@runtime_checkable
 class TakesOutputSchema(Protocol):
     """What a provider has besides when it can hold an answer to a schema; one without it never does."""
 

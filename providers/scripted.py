@@ -6,6 +6,7 @@ Layer: providers; imports the neutral types and prices alone.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -200,6 +201,10 @@ class Scripted:
 
     async def aclose(self) -> None:
         return None
+
+    def anew(self) -> Scripted:
+        """The same script from its beginning, for another conversation."""
+        return copy.copy(self)
 
     def _reply(self, request: Request, turn: int) -> Reply:
         if callable(self._replies):

@@ -14,6 +14,7 @@ from pathlib import Path
 import hypothesis
 import psutil
 import pytest
+from kinds import KIND_NAMES, Kind
 
 from palaver.actors.cluster import Cluster, cluster
 
@@ -76,6 +77,12 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.fixture(params=KIND_NAMES)
+def kind(request: pytest.FixtureRequest, ray_cluster: Cluster) -> Kind:
+    """Each kind of conversation in turn."""
+    return Kind(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import ray
 import ray.exceptions
 from conftest import eventually, is_alive
+from kinds import Kind
 
 from palaver.actors import (
     Budget,
@@ -79,26 +80,24 @@ async def who_calls(info: ToolCallInfo) -> str:
 
 
 @tool
-async def descend(levels: int, info: ToolCallInfo) -> str:
+async def descend(levels: int, kind: str, info: ToolCallInfo) -> str:
     """Start two sub-conversations that descend further, and wait for them."""
     if levels == 0:
         return "bottom"
     # As any caller of a model would: the next level is told by a tool call of the model.
-    subs: list[ConvoHandle] = [
-        await info.convo.sub_convo.remote(tools=[descend], label=f"level {levels}") for _ in range(2)
-    ]
-    call = ToolUse(id="down", name="descend", input={"levels": levels - 1})
+    subs = [await Kind(kind).sub(info.convo, tools=[descend], label=f"level {levels}") for _ in range(2)]
+    call = ToolUse(id="down", name="descend", input={"levels": levels - 1, "kind": kind})
     results = await asyncio.gather(*(sub.tool_result_contents.remote(response(call)) for sub in subs))
     await asyncio.gather(*(sub.close.remote() for sub in subs))
     return " ".join(each[0].text for each in results)
 
 
 async def tree_of_three(
-    provider: Scripted, **root_options: Any
+    kind: Kind, provider: Scripted, **root_options: Any
 ) -> tuple[ConvoHandle, ConvoHandle, ConvoHandle]:
     root = Convo.remote(provider, label="root", **root_options)
-    child = await root.sub_convo.remote(label="child")
-    return root, child, await child.sub_convo.remote(label="grandchild")
+    child = await kind.sub(root, label="child")
+    return root, child, await kind.sub(child, label="grandchild")
 
 
 async def process_of(convo: ConvoHandle) -> int:
@@ -106,8 +105,8 @@ async def process_of(convo: ConvoHandle) -> int:
     return await convo.__ray_call__.remote(lambda _: os.getpid())  # type: ignore[attr-defined]
 
 
-async def test_a_grandchilds_usage_is_on_all_three_ledgers_when_its_call_returns() -> None:
-    root, child, grandchild = await tree_of_three(always("ok", cost_usd=Decimal("0.1")))
+async def test_a_grandchilds_usage_is_on_all_three_ledgers_when_its_call_returns(kind: Kind) -> None:
+    root, child, grandchild = await tree_of_three(kind, always("ok", cost_usd=Decimal("0.1")))
     for times in range(1, 4):
         await grandchild.send_user_text_message.remote("hi")
         usages = await asyncio.gather(*(each.cumulative_usage.remote() for each in (root, child, grandchild)))
@@ -117,8 +116,10 @@ async def test_a_grandchilds_usage_is_on_all_three_ledgers_when_its_call_returns
     await root.close.remote()
 
 
-async def test_a_root_over_budget_stops_a_grandchild() -> None:
-    root, _, grandchild = await tree_of_three(always("ok", cost_usd=1), budget=Budget(max_dollars=Decimal(2)))
+async def test_a_root_over_budget_stops_a_grandchild(kind: Kind) -> None:
+    root, _, grandchild = await tree_of_three(
+        kind, always("ok", cost_usd=1), budget=Budget(max_dollars=Decimal(2))
+    )
     await grandchild.send_user_text_message.remote("1")
     await grandchild.send_user_text_message.remote("2")
     refusal = rf"{await root.id.remote()}.*\$2 spent, at least \$1 more .*max_dollars is \$2"
@@ -130,9 +131,9 @@ async def test_a_root_over_budget_stops_a_grandchild() -> None:
     await root.close.remote()
 
 
-async def test_a_childs_budget_does_not_stop_its_parent() -> None:
+async def test_a_childs_budget_does_not_stop_its_parent(kind: Kind) -> None:
     root = Convo.remote(always("ok"))
-    child = await root.sub_convo.remote(budget=Budget(max_responses=1))
+    child = await kind.sub(root, budget=Budget(max_responses=1))
     await child.run.remote("x")
     assert (await child.run.remote("y")).stop == "budget"
     assert await root.over_budget.remote() is None
@@ -140,24 +141,24 @@ async def test_a_childs_budget_does_not_stop_its_parent() -> None:
     await root.close.remote()
 
 
-async def test_tools_that_spawn_sub_conversations_four_deep_on_two_cpus_do_not_deadlock() -> None:
+async def test_tools_that_spawn_sub_conversations_four_deep_on_two_cpus_do_not_deadlock(kind: Kind) -> None:
     root = Convo.remote(Scripted([]), tools=[descend])
-    call = ToolUse(id="down", name="descend", input={"levels": 4})
+    call = ToolUse(id="down", name="descend", input={"levels": 4, "kind": kind.name})
     results = await asyncio.wait_for(root.tool_result_contents.remote(response(call)), 180)
     assert results[0].text == " ".join(["bottom"] * 16)
     assert (await root.cumulative_usage.remote()).tool_uses == {"descend": 31}
     await root.close.remote()
 
 
-async def test_a_tool_learns_of_its_call_by_parameter_and_by_context() -> None:
-    convo = Convo.remote(Scripted([]), tools=[who_calls])
+async def test_a_tool_learns_of_its_call_by_parameter_and_by_context(kind: Kind) -> None:
+    convo = await kind.convo(Scripted([]), tools=[who_calls])
     results = await convo.tool_result_contents.remote(response(ToolUse(id="t1", name="who_calls")))
     assert results[0].text == "who_calls t1 True"
     await convo.close.remote()
 
 
-async def test_what_a_tool_cannot_return_is_an_error_the_model_can_read() -> None:
-    convo = Convo.remote(Scripted([]), tools=[unserialisable, huge])
+async def test_what_a_tool_cannot_return_is_an_error_the_model_can_read(kind: Kind) -> None:
+    convo = await kind.convo(Scripted([]), tools=[unserialisable, huge])
     calls = [ToolUse(id="1", name="unserialisable"), ToolUse(id="2", name="huge")]
     results = await convo.tool_result_contents.remote(response(*calls))
     assert "tool 'unserialisable' returned a object that cannot be dumped to JSON" in results[0].text
@@ -166,14 +167,14 @@ async def test_what_a_tool_cannot_return_is_an_error_the_model_can_read() -> Non
     await convo.close.remote()
 
 
-async def test_cancel_stops_a_whole_tree_and_it_can_go_on(tmp_path: Path) -> None:
+async def test_cancel_stops_a_whole_tree_and_it_can_go_on(tmp_path: Path, kind: Kind) -> None:
     def play(request: Request) -> Reply:
         if request.messages[-1].text == "hang":
             return ToolUse(id="1", name="hang", input={"started": str(tmp_path / request.messages[0].text)})
         return "went on"
 
     root = Convo.remote(Scripted(play), tools=[hang])
-    child = await root.sub_convo.remote(tools=[hang])
+    child = await kind.sub(root, tools=[hang])
     runs = [each.run.remote("hang") for each in (root, child)]
     started = tmp_path / "hang"
     assert await asyncio.to_thread(eventually, started.exists, 20)
@@ -194,8 +195,8 @@ def _state(root: ConvoHandle) -> list[State]:
     return [each.state for each in ray.get(root.tree.remote()).walk()]
 
 
-async def test_two_sends_at_once_are_one_send_and_one_clear_refusal() -> None:
-    convo = Convo.remote(Scripted(["one"], delay_s=0.3))
+async def test_two_sends_at_once_are_one_send_and_one_clear_refusal(kind: Kind) -> None:
+    convo = await kind.convo(Scripted(["one"], delay_s=0.3))
     results = await asyncio.gather(convo.run.remote("a"), convo.run.remote("b"), return_exceptions=True)
     assert sorted(isinstance(each, ConvoBusy) for each in results) == [False, True]
     assert len(await convo.messages.remote()) == 2
@@ -203,7 +204,7 @@ async def test_two_sends_at_once_are_one_send_and_one_clear_refusal() -> None:
 
 
 async def test_close_leaves_no_process_of_the_tree() -> None:
-    tree = await tree_of_three(always("ok"))
+    tree = await tree_of_three(Kind("process"), always("ok"))
     pids = [await process_of(each) for each in tree]
     assert all(is_alive(each) for each in pids)
     await tree[0].close.remote()
@@ -212,8 +213,8 @@ async def test_close_leaves_no_process_of_the_tree() -> None:
     assert eventually(lambda: not any(is_alive(each) for each in pids), 10)
 
 
-async def test_a_closed_sub_conversation_keeps_its_line_in_the_tree() -> None:
-    root, child, grandchild = await tree_of_three(always("ok"))
+async def test_a_closed_sub_conversation_keeps_its_line_in_the_tree(kind: Kind) -> None:
+    root, child, grandchild = await tree_of_three(kind, always("ok"))
     await grandchild.run.remote("x")
     await child.close.remote()
     lines = list((await root.tree.remote()).walk())
@@ -238,7 +239,7 @@ async def test_a_sub_conversation_ends_when_its_last_handle_is_dropped() -> None
 
 
 async def test_a_killed_parent_takes_its_children_along() -> None:
-    _, child, grandchild = tree = await tree_of_three(always("ok"))
+    _, child, grandchild = tree = await tree_of_three(Kind("process"), always("ok"))
     pids = [await process_of(each) for each in tree]
     os.kill(pids[0], signal.SIGKILL)
     assert await asyncio.to_thread(eventually, lambda: not any(is_alive(each) for each in pids), 10)
@@ -246,7 +247,7 @@ async def test_a_killed_parent_takes_its_children_along() -> None:
 
 
 async def test_a_killed_child_leaves_its_parent_whole() -> None:
-    root, child, grandchild = await tree_of_three(always("ok"))
+    root, child, grandchild = await tree_of_three(Kind("process"), always("ok"))
     await child.run.remote("x")
     os.kill(await process_of(child), signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
@@ -291,16 +292,16 @@ async def test_a_listener_runs_in_each_conversations_process_and_may_fail(tmp_pa
     await root.close.remote()
 
 
-async def test_errors_arrive_as_what_they_are() -> None:
-    convo = Convo.remote(Scripted([Overloaded("busy; try later", "scripted", 529)]))
+async def test_errors_arrive_as_what_they_are(kind: Kind) -> None:
+    convo = await kind.convo(Scripted([Overloaded("busy; try later", "scripted", 529)]))
     with pytest.raises(Overloaded) as caught:
         await convo.run.remote("x")
     assert caught.value.status == 529
     await convo.close.remote()
 
 
-async def test_cancel_of_a_send_raises_the_cause() -> None:
-    convo = Convo.remote(Scripted(["late"], delay_s=60))
+async def test_cancel_of_a_send_raises_the_cause(kind: Kind) -> None:
+    convo = await kind.convo(Scripted(["late"], delay_s=60))
     send = convo.send_user_text_message.remote("x")
     assert await asyncio.to_thread(eventually, lambda: _state(convo) == [State.REQUESTING], 10)
     await convo.cancel.remote("too slow")
@@ -309,9 +310,9 @@ async def test_cancel_of_a_send_raises_the_cause() -> None:
     await convo.close.remote()
 
 
-async def test_stopping_the_call_that_waits_for_a_run_stops_the_run(tmp_path: Path) -> None:
+async def test_stopping_the_call_that_waits_for_a_run_stops_the_run(tmp_path: Path, kind: Kind) -> None:
     call = ToolUse(id="1", name="hang", input={"started": str(tmp_path / "started")})
-    convo = Convo.remote(Scripted([call]), tools=[hang])
+    convo = await kind.convo(Scripted([call]), tools=[hang])
     run = convo.run.remote("x")
     assert await asyncio.to_thread(eventually, (tmp_path / "started").exists, 20)
     ray.cancel(run)
@@ -332,22 +333,22 @@ def test_what_cannot_work_is_refused_before_a_process_is_started() -> None:
         Convo.remote(Scripted([]), tools=[print])  # type: ignore[list-item]
 
 
-async def test_a_sub_conversation_that_cannot_work_is_refused_too() -> None:
+async def test_a_sub_conversation_that_cannot_work_is_refused_too(kind: Kind) -> None:
     root = Convo.remote(Scripted([]))
     with pytest.raises(ToolDefinitionError, match="used more than once"):
-        await root.sub_convo.remote(tools=[pid, pid])
+        await kind.sub(root, tools=[pid, pid])
     with pytest.raises(ConfigurationError, match="has no option toolz; there are: system_prompt, tools"):
-        await root.sub_convo.remote(toolz=[pid])  # pyright: ignore[reportCallIssue]
+        await kind.sub(root, toolz=[pid])
     with pytest.raises(ConfigurationError, match="got both budget and budget_share"):
-        await root.sub_convo.remote(budget=Budget(), budget_share=0.5)
+        await kind.sub(root, budget=Budget(), budget_share=0.5)
     with pytest.raises(ConfigurationError, match="budget_share is 2; use a part of what is left"):
-        await root.sub_convo.remote(budget_share=2)
+        await kind.sub(root, budget_share=2)
     await root.close.remote()
 
 
-async def test_a_sub_conversation_gets_tools_of_its_parent_by_their_names() -> None:
+async def test_a_sub_conversation_gets_tools_of_its_parent_by_their_names(kind: Kind) -> None:
     root = Convo.remote(Scripted([]), tools=[pid, huge, who_calls])
-    child = await root.sub_convo.remote(tools=["who_calls", hang])
+    child = await kind.sub(root, tools=["who_calls", hang])
     assert await root.tool_names.remote() == ("pid", "huge", "who_calls")
     assert await child.tool_names.remote() == ("who_calls", "hang")
     results = await child.tool_result_contents.remote(response(ToolUse(id="t1", name="who_calls")))
@@ -355,7 +356,7 @@ async def test_a_sub_conversation_gets_tools_of_its_parent_by_their_names() -> N
     with pytest.raises(
         ConfigurationError, match=r"no tool 'pid' to pass on; available: \['hang', 'who_calls'\]"
     ):
-        await child.sub_convo.remote(tools=["pid"])
+        await kind.sub(child, tools=["pid"])
     await root.close.remote()
 
 

@@ -274,7 +274,7 @@ def everything(request: pytest.FixtureRequest) -> list[str]:
     return [node, str(program)]
 
 
-NPM_WITHIN_S = 45
+NPM_WITHIN_S = 15
 
 
 def run_npm(command: list[str], folder: Path) -> None:

@@ -306,6 +306,8 @@ class RayToolset:
             crash = ToolCrashed(name, f"tool {name!r} could not be started: {error}")
             return Outcome(error=crash), False
         done: asyncio.Future[Outcome] = asyncio.wrap_future(ref.future())
+        # Of a call that was stopped nobody may want to know any more how it failed.
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())
         if resources != Resources() and name not in self._looked_up:
             self._looked_up.add(name)
             warning = asyncio.create_task(_warn_if_unplaceable(tool, done))
