@@ -35,8 +35,8 @@ _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 _CONNECT_TIMEOUT_S = 10.0
 _KEPT_FOR_S = 3.0
-"""How long a connection that nobody uses is kept. Many servers (uvicorn, cpp-httplib, Node) close theirs after
-5 s, and a request that is sent at that moment is lost."""
+"""How long a connection that nobody uses is kept. Many servers (uvicorn, cpp-httplib, Node) close theirs
+after 5 s, and a request that is sent at that moment is lost."""
 
 
 class Incoming:
