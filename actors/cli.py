@@ -19,8 +19,9 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from palaver.actors import inputs
+from palaver.actors import inputs, swarm_file
 from palaver.actors.interrupts import Interrupted, Interrupts
+from palaver.actors.results_file import ResultsFile
 from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import ConfigurationError, PalaverError
 from palaver.providers.profiles import SERVERS
@@ -192,6 +193,7 @@ def _palaver(  # pyright: ignore[reportUnusedFunction]
 
 @app.command("run", cls=_RunCommand)
 def _run(  # pyright: ignore[reportUnusedFunction]
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="What is to be done.", metavar="PROMPT", show_default=False)
     ] = None,
@@ -233,12 +235,19 @@ def _run(  # pyright: ignore[reportUnusedFunction]
         typer.Option(help="A file to which each result is added as a line of JSON.", metavar="FILE"),
     ] = None,
     address: Address = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Run the items of a swarm file that have no finished result yet.")
+    ] = False,
 ) -> int:
-    """Run a prompt, or a prompt over many files at once.
+    """Run a prompt, a prompt over many files at once, or the swarm of a file like swarm.yaml.
 
-    Answers go to stdout, everything else to stderr.
+    Answers go to stdout, everything else to stderr; those of a swarm file to the folder that it names.
     PROMPT stands before --over, which takes all the files that follow it.
     """
+    if prompt is not None and swarm_file.is_swarm_file(prompt):
+        return _run_swarm(context, prompt, resume=resume, yes=yes, address=address)
+    if resume:
+        raise ConfigurationError("--resume goes with a swarm file: palaver run swarm.yaml --resume")
     if prompt is None:
         misplaced = ": it stands before --over, which takes everything up to the next option" if over else ""
         raise ConfigurationError(f"PROMPT is missing{misplaced}")
@@ -278,6 +287,39 @@ def _run(  # pyright: ignore[reportUnusedFunction]
 
         with session(setup, Screen(), interrupts, label="" if over is None else "all") as started:
             return run(started, prompt, items if over else None, concurrency=concurrency, out=lines, yes=yes)
+
+
+_OF_SWARMS = frozenset({"prompt", "resume", "yes", "address"})
+"""What may be given beside a swarm file; all else stands in it."""
+
+
+def _run_swarm(context: typer.Context, path: str, *, resume: bool, yes: bool, address: str | None) -> int:
+    others = sorted(
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in _OF_SWARMS and "COMMANDLINE" in str(context.get_parameter_source(name))
+    )
+    if others:
+        raise ConfigurationError(f"{', '.join(others)}: what a swarm is made of stands in its file, {path}")
+    loaded = swarm_file.load(path, address=address)
+    with ExitStack() as stack:
+        file = ResultsFile(loaded.out, loaded.depends_on, resume=resume)
+        stack.callback(file.close)
+        items = file.missing(loaded.items)
+        screen = Screen()
+        if file.finished:
+            screen.note(f"{file.finished} of {len(loaded.items)} were finished before")
+        if not items:
+            screen.note(f"nothing is left to do: {file.path}")
+            return 0
+        interrupts = stack.enter_context(_interrupts())
+        from palaver.actors.run import run_swarm
+        from palaver.actors.session import session
+
+        with session(loaded.setup, screen, interrupts, label=loaded.path.stem) as started:
+            code = run_swarm(started, loaded, file, items, yes=yes)
+        screen.note(f"results: {file.path}")
+        return code
 
 
 @app.command("chat")

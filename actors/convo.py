@@ -53,7 +53,7 @@ from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
-from palaver.actors.treasury import RootTreasury, Treasury
+from palaver.actors.treasury import RootTreasury, Statement, Treasury
 from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, PalaverError
@@ -294,6 +294,11 @@ class Resident:
         return await self._core.cumulative_usage()
 
     @remotely
+    async def usage_of(self, convo_id: str) -> CumulativeUsage:
+        """What one below this conversation, ended or not, has used with all below it. Raises UnknownConvo."""
+        return await self._core.treasury.usage(convo_id)
+
+    @remotely
     async def over_budget(self) -> BudgetExceeded | None:
         """The budget that this conversation, or an ancestor, has used up; None while there is none."""
         return await self._core.over_budget()
@@ -440,15 +445,21 @@ class Resident:
             left: defaultdict[str, list[Item]] = defaultdict(list)
             for item in share:
                 left[item.label].append(item)
+            told: set[str | None] = set()
+            worker_id = ""
             try:
+                worker_id = await reply(worker.id.remote())
                 mapped = worker.map.remote(share, concurrency=at_once, **asked, **cast("Any", of_items))
                 async for ref in mapped:
                     batch = await reply(ref)
                     for result in batch:
                         left[result.label].pop()
+                        told.add(result.convo_id)
                     come.put(batch)
             except PalaverError as error:
-                come.put(tuple(failed(item, error) for each in left.values() for item in each))
+                begun = await self._begun_at(worker_id, told)
+                lost = [item for each in left.values() for item in each]
+                come.put(tuple(_lost(item, error, begun) for item in lost))
             finally:
                 await to_the_end(_closed(worker))
 
@@ -468,6 +479,15 @@ class Resident:
         finally:
             working.cancel()
             await ended(working)
+
+    async def _begun_at(self, worker_id: str, told: Collection[str | None]) -> dict[str, list[Statement]]:
+        """The accounts, by label, of what a worker that is gone had begun and not told the end of."""
+        begun: dict[str, list[Statement]] = {}
+        if worker_id:
+            for each in await self._core.treasury.statements(worker_id):
+                if each.parent_id == worker_id and each.convo_id not in told:
+                    begun.setdefault(each.label, []).append(each)
+        return begun
 
     def _account_of(self, child_id: str, settings: Settings) -> AccountOpened:
         return AccountOpened(
@@ -800,6 +820,14 @@ def _start(
     return cast(
         "ConvoHandle", actor_class.remote(provider, tools, settings, listener, workspace=workspace, **place)
     )
+
+
+def _lost(item: Item, error: PalaverError, begun: dict[str, list[Statement]]) -> ItemResult:
+    """The result of an item whose process is gone, with what it had used."""
+    account = begun[item.label].pop() if begun.get(item.label) else None
+    if account is None:
+        return failed(item, error, "not started: ")
+    return failed(item, error, convo_id=account.convo_id, usage=account.usage)
 
 
 def _allow_open_files() -> None:

@@ -6,11 +6,15 @@ Layer: actors, command line; Ray through `swarm` and `convo` alone.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TextIO
+
+from pydantic_core import to_jsonable_python
 
 from palaver.actors.amounts import summary
 from palaver.actors.attendant import Attendant
@@ -19,9 +23,11 @@ from palaver.actors.items import Item, ItemResult
 from palaver.actors.kin import Branch
 from palaver.actors.live import Watcher, changes, render
 from palaver.actors.replies import reply
+from palaver.actors.results_file import ResultsFile
 from palaver.actors.screen import Screen
 from palaver.actors.session import Session
-from palaver.actors.swarm import ask, over
+from palaver.actors.swarm import ask, swarm
+from palaver.actors.swarm_file import SwarmSetup
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import PalaverError
 from palaver.providers.stream import TextDelta
@@ -45,15 +51,78 @@ def run(
 
     The exit code: 0 when all finished, 1 when not, 128 + signal when interrupted.
     """
-    return session.run(_Run(session, out, items, yes).go(prompt, concurrency))
+    setup = session.setup
+    write: Callable[[ItemResult], None] | None = None
+    if out is not None:
+        write = functools.partial(_write, out, items is not None)
+    if items is None:
+        return session.run(_Run(session, prompt=prompt, write=write, yes=yes).go())
+    results = swarm(
+        session.root,
+        items,
+        concurrency=concurrency,
+        tools=setup.tools,
+        system_prompt=setup.system_prompt,
+        max_tokens=setup.max_tokens,
+    )
+    return session.run(_Run(session, results=results, total=len(items), write=write, yes=yes).go())
+
+
+def run_swarm(
+    session: Session, swarm_setup: SwarmSetup, file: ResultsFile, items: Sequence[Item], *, yes: bool
+) -> int:
+    """Run the items of a swarm that are not done yet; results go to the file. The exit code is as in run."""
+    given, setup = swarm_setup.file, session.setup
+    prompts = {item.label: item.prompt for item in items}
+
+    def write(result: ItemResult) -> None:
+        # What nobody began is simply missing: it is run when the swarm goes on.
+        if result.convo_id is not None:
+            file.add(record(result, name="item"), prompts[result.label])
+
+    results = swarm(
+        session.root,
+        items,
+        concurrency=given.concurrency,
+        light=given.placement.kind == "light",
+        workers=given.placement.workers,
+        retries=given.retries,
+        tools=setup.tools,
+        system_prompt=setup.system_prompt,
+        max_tokens=setup.max_tokens,
+        budget=given.item_budget.budget,
+        actor_options=swarm_setup.actor_options
+        if given.placement.kind == "process" or given.placement.workers
+        else None,
+        output_type=swarm_setup.output_type,
+        output_retries=given.output_retries,
+    )
+    work = _Run(session, results=results, total=len(items), write=write, yes=yes, shows_answers=False)
+    return session.run(work.go())
 
 
 class _Run:
-    def __init__(self, session: Session, out: TextIO | None, items: Sequence[Item] | None, yes: bool) -> None:
+    """One prompt, or the `results` of so many items in `total`."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        prompt: str = "",
+        results: AsyncGenerator[ItemResult] | None = None,
+        total: int | None = None,
+        write: Callable[[ItemResult], None] | None = None,
+        shows_answers: bool = True,
+        yes: bool,
+    ) -> None:
         self._session = session
         self._screen = session.screen
-        self._out = out
-        self._items = items
+        self._prompt = prompt
+        self._all = results
+        self._total = total
+        self._write = write
+        self._shows_answers = shows_answers
+        self._began_s = time.monotonic()
         self._results: list[ItemResult] = []
         self._attendant = Attendant(session.root, session.screen, yes=yes)
         self._shown = self._told = ""
@@ -61,21 +130,23 @@ class _Run:
         self._cancelling: asyncio.Task[None] | None = None
         self._at_rest = asyncio.Event()
 
-    async def go(self, prompt: str, concurrency: int) -> int:
+    async def go(self) -> int:
         session, root = self._session, self._session.root
         main = asyncio.current_task()
         assert main is not None
         with session.interrupts.told(lambda: self._cancel(main)):
             try:
                 async with self._view(), self._attendant:
-                    if self._items is None:
+                    if self._all is None:
                         # Who reads a file or a pipe wants the answer, not what was said on the way to it.
                         tell = self._tell if self._screen.out_is_terminal else None
                         if tell is not None:
                             self._attendant.follow()
-                        self._take(await ask(root, Item(label="", prompt=prompt), tell))
+                        self._take(await ask(root, Item(label="", prompt=self._prompt), tell))
                     else:
-                        await self._over(self._items, concurrency)
+                        async with aclosing(self._all) as results:
+                            async for result in results:
+                                self._take(result)
             except asyncio.CancelledError:
                 if session.interrupts.received is None:
                     raise
@@ -88,23 +159,8 @@ class _Run:
             await self._conclude()
         if session.interrupts.received is not None:
             return 128 + session.interrupts.received
-        expected = 1 if self._items is None else len(self._items)
+        expected = 1 if self._total is None else self._total
         return 0 if sum(result.finished for result in self._results) == expected else 1
-
-    async def _over(self, items: Sequence[Item], concurrency: int) -> None:
-        setup = self._session.setup
-        async with aclosing(
-            over(
-                self._session.root,
-                items,
-                concurrency=concurrency,
-                tools=setup.tools,
-                system_prompt=setup.system_prompt,
-                max_tokens=setup.max_tokens,
-            )
-        ) as results:
-            async for result in results:
-                self._take(result)
 
     def _tell(self, event: ConvoEvent) -> None:
         """Show the text as it comes."""
@@ -121,22 +177,12 @@ class _Run:
         """Tell of a result the moment it is there."""
         self._screen.end_parts()
         self._results.append(result)
-        if self._out is not None:
-            self._write(self._out, result)
-        if result.text and result.text != self._told:
-            self._screen.answer(result.text if self._items is None else section(result))
+        if self._write is not None:
+            self._write(result)
+        if self._shows_answers and result.text and result.text != self._told:
+            self._screen.answer(result.text if self._total is None else section(result))
         if not result.finished and result.convo_id is not None:
             self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")
-
-    def _write(self, out: TextIO, result: ItemResult) -> None:
-        line = json.dumps(record(result, with_file=self._items is not None), ensure_ascii=False)
-        try:
-            out.write(line + "\n")
-            out.flush()
-        except OSError as error:
-            with suppress(OSError):
-                out.close()  # or what is buffered fails once more when it is closed later
-            raise OSError(error.errno, f"results cannot be written: {error.strerror}", out.name) from error
 
     def _cancel(self, main: asyncio.Task[object]) -> None:
         if self._cancelling is None:
@@ -161,11 +207,11 @@ class _Run:
         )
         for reason, count in unstarted.items():
             self._screen.note(
-                f"{count} of them {reason}" if self._items is not None else f"not finished: {reason}"
+                f"{count} of them {reason}" if self._total is not None else f"not finished: {reason}"
             )
-        if self._items is not None:
+        if self._total is not None:
             finished = sum(result.finished for result in self._results)
-            self._screen.note(f"{finished} of {len(self._items)} finished")
+            self._screen.note(f"{finished} of {self._total} finished")
         usage: CumulativeUsage | None = None
         with suppress(PalaverError, TimeoutError):
             async with asyncio.timeout(_USAGE_WITHIN_S):
@@ -189,7 +235,7 @@ class _Run:
                 yield
 
     def _draw(self, branch: Branch) -> None:
-        done = None if self._items is None else (len(self._results), len(self._items))
+        done = None if self._total is None else (len(self._results), self._total)
         self._screen.show(
             render(branch, done=done, max_lines=self._screen.lines, ascii_only=self._screen.ascii_only)
         )
@@ -208,21 +254,36 @@ class Lines:
         self._seen = branch
 
 
+def _write(out: TextIO, with_file: bool, result: ItemResult) -> None:
+    line = json.dumps(record(result, name="file", with_name=with_file), ensure_ascii=False)
+    try:
+        out.write(line + "\n")
+        out.flush()
+    except OSError as error:
+        with suppress(OSError):
+            out.close()  # or what is buffered fails once more when it is closed later
+        raise OSError(error.errno, f"results cannot be written: {error.strerror}", out.name) from error
+
+
 def section(result: ItemResult) -> str:
     """One file's answer, with a heading, for people to read."""
     return f"== {result.label} ==\n{result.text}\n"
 
 
-def record(result: ItemResult, *, with_file: bool) -> dict[str, Any]:
-    """One result as plain values: a line of `--out`. Money is text, exact; None is unknown."""
+def record(result: ItemResult, *, name: str, with_name: bool = True) -> dict[str, Any]:
+    """One result as plain values: a line of the results. Money is text, exact; None is unknown.
+
+    `name` is what its label is called.
+    """
     usage = result.usage
     run = result.result
     return {
-        "file": result.label if with_file else None,
+        name: result.label if with_name else None,
         "convo_id": result.convo_id,
         "finished": result.finished,
         "stop": run.stop if run is not None else None,
         "text": run.text if run is not None else None,
+        **({} if run is None or run.output is None else {"output": to_jsonable_python(run.output)}),
         "error": result.reason or None,
         "error_type": result.error_type,
         "usage": None

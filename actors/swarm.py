@@ -9,22 +9,31 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import ray
 from ray.exceptions import RayError
 
+from palaver.actors.budget import Budget
 from palaver.actors.convo import AnyTool, ConvoHandle
 from palaver.actors.endings import ended, to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed, ConvoUnreachable
 from palaver.actors.feed import ConvoEvent, RunEnded
-from palaver.actors.items import Item, ItemResult, at_once, check_concurrency, failed
-from palaver.actors.replies import events, reply
+from palaver.actors.items import Item, ItemResult, as_items, at_once, check_concurrency, failed
+from palaver.actors.replies import events, reply, results
 from palaver.actors.result import RunResult
 from palaver.actors.usage import CumulativeUsage
-from palaver.providers.errors import PalaverError
+from palaver.providers.errors import (
+    ConfigurationError,
+    Overloaded,
+    PalaverError,
+    RateLimited,
+    StreamBroken,
+    TransportFailed,
+)
+from palaver.providers.http_errors import AnswerLost, IncompleteAnswer, MalformedCall
 from palaver.tools.task import pack
 from palaver.tools.tool import Tool
 
@@ -38,46 +47,155 @@ _ANSWERS_WITHIN_S = 5.0
 """How long a conversation that failed may take to say what it spent."""
 
 
-async def over(
+class SwarmOptions(TypedDict, total=False):
+    """What sub-conversations of a swarm are given, as in `Convo.sub_convo`; the budget is each item's own.
+
+    `output_type` and `output_retries` are as in `Convo.run`.
+    """
+
+    system_prompt: str
+    tools: Sequence[AnyTool | str]
+    budget: Budget | None
+    tool_use_only: bool
+    max_tokens: int | None
+    actor_options: Mapping[str, Any] | None
+    output_type: Any
+    output_retries: int
+
+
+async def swarm(
     root: ConvoHandle,
-    items: Iterable[Item],
+    items: Iterable[Item | str],
     *,
     concurrency: int,
-    tools: Sequence[AnyTool] = (),
-    system_prompt: str = "",
-    max_tokens: int | None = None,
+    light: bool = False,
+    workers: int = 0,
+    retries: int = 0,
+    **options: Unpack[SwarmOptions],
 ) -> AsyncGenerator[ItemResult]:
     """Run each item in a sub-conversation of `root`, at most `concurrency` at once.
 
-    Results come as they are complete, one per item whatever happens: what fails is told in the result.
+    Results come as they are complete, one per item whatever happens: what fails is told in the result. Each
+    sub-conversation has a process of its own, or with `light` shares that of `root`, or those of `workers`
+    others (see `Convo.map`). An item whose process died, or whose provider failed for the moment, is run
+    again up to `retries` times, in another sub-conversation; its usage is that of all of them.
+
     When `root` is over its budget, cancelled or gone, the items that are left get a result that says so,
     and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
-    Raises ConfigurationError for a concurrency below 1.
+    Raises ConfigurationError for a concurrency below 1, and for workers of items that are not light.
     """
     check_concurrency(concurrency)
-    swarm = _Swarm(
-        root,
-        system_prompt=system_prompt,
-        # Once, and not anew for every item.
-        tools=[pack(each) if isinstance(each, Tool) else each for each in tools],
-        max_tokens=max_tokens,
+    if workers and not light:
+        raise ConfigurationError(f"workers is {workers}; they are for light items (light=True)")
+    given = dict(options)
+    # Once, and not anew for every item.
+    given["tools"] = [pack(each) if isinstance(each, Tool) else each for each in options.get("tools", ())]
+    work = as_items(items)
+    at_work = (
+        _mapped(root, work, concurrency, workers, retries, given)
+        if light
+        else _by_processes(root, work, concurrency, retries, given)
     )
-    watch = asyncio.create_task(swarm.watch())
+    async with aclosing(at_work) as results_:
+        async for result in results_:
+            yield result
+
+
+async def _by_processes(
+    root: ConvoHandle, items: Sequence[Item], concurrency: int, retries: int, options: dict[str, Any]
+) -> AsyncGenerator[ItemResult]:
+    asked = {name: options.pop(name) for name in ("output_type", "output_retries") if name in options}
+    at_work = _Swarm(root, options, asked)
+
+    async def result_of(item: Item) -> ItemResult:
+        result = await at_work.result_of(item)
+        for _ in range(retries):
+            if not may_try_again(result):
+                break
+            result = _together(result, await at_work.result_of(item))
+        return result
+
+    watch = asyncio.create_task(at_work.watch())
     try:
-        async with aclosing(at_once(items, swarm.result_of, concurrency)) as results:
-            async for result in results:
+        async with aclosing(at_once(items, result_of, concurrency)) as results_:
+            async for result in results_:
                 yield result
     finally:
         watch.cancel()
         await ended(watch)
 
 
+async def _mapped(
+    root: ConvoHandle,
+    items: Sequence[Item],
+    concurrency: int,
+    workers: int,
+    retries: int,
+    options: dict[str, Any],
+) -> AsyncGenerator[ItemResult]:
+    """Light ones: those that may be tried again are, once all others are done."""
+    before: dict[str, list[ItemResult]] = {}
+    left = items
+    for tries_left in range(retries, -1, -1):
+        by_label: dict[str, list[Item]] = {}
+        for item in left:
+            by_label.setdefault(item.label, []).append(item)
+        again: list[Item] = []
+        mapped = root.map.remote(left, concurrency=concurrency, workers=workers, **cast("Any", options))
+        async with aclosing(results(mapped)) as mapped_results:
+            async for new in mapped_results:
+                item = by_label[new.label].pop()
+                earlier = before.get(new.label)
+                result = _together(earlier.pop(), new) if earlier else new
+                if tries_left and may_try_again(result):
+                    before.setdefault(new.label, []).append(result)
+                    again.append(item)
+                else:
+                    yield result
+        left = again
+        if not left:
+            return
+
+
+def may_try_again(result: ItemResult) -> bool:
+    """Whether an item may end otherwise when it is run again.
+
+    It may when its process died, or its provider failed for the moment.
+    """
+    return result.error_type in _PASSES
+
+
+def _together(earlier: ItemResult, later: ItemResult) -> ItemResult:
+    """The later of two tries at an item, with the usage of both."""
+    if earlier.usage is None:
+        return later
+    usage = earlier.usage if later.usage is None else earlier.usage + later.usage
+    return later.model_copy(update={"usage": usage})
+
+
+_PASSES = frozenset(
+    each.__name__
+    for each in (
+        ConvoClosed,
+        ConvoUnreachable,
+        RateLimited,
+        Overloaded,
+        TransportFailed,
+        AnswerLost,
+        IncompleteAnswer,
+        MalformedCall,
+        StreamBroken,
+    )
+)
+
+
 class _Swarm:
     """Starts, runs and closes the sub-conversations of `root`."""
 
-    def __init__(self, root: ConvoHandle, **sub_convo_options: Any) -> None:
+    def __init__(self, root: ConvoHandle, options: dict[str, Any], asked: dict[str, Any]) -> None:
         self._root = root
-        self._options = sub_convo_options
+        self._options = options
+        self._asked = asked
         self._open: set[ConvoHandle] = set()
         self._cancelled: PalaverError | None = None
 
@@ -115,7 +233,7 @@ class _Swarm:
         except Exception as error:
             return failed(item, error, "not started: ")
         try:
-            result = await ask(child, item)
+            result = await ask(child, item, root=self._root, **self._asked)
         finally:
             await to_the_end(close(child))
             self._open.discard(child)
@@ -153,22 +271,30 @@ class _Swarm:
             raise self._cancelled
 
 
-async def ask(convo: ConvoHandle, item: Item, tell: Callable[[ConvoEvent], None] | None = None) -> ItemResult:
+async def ask(
+    convo: ConvoHandle,
+    item: Item,
+    tell: Callable[[ConvoEvent], None] | None = None,
+    *,
+    root: ConvoHandle | None = None,
+    **asked: Any,
+) -> ItemResult:
     """Run one item in a conversation that is there already. Never raises for what comes of it.
 
-    `tell` is told what happens meanwhile, as it happens; what it raises ends the run, and is raised.
+    `tell` is told what happens meanwhile, as it happens; what it raises ends the run, and is raised. `root`,
+    of its tree, knows what one used whose process is gone. `asked` is as in `Convo.run`.
     """
     asking = asyncio.create_task(reply(convo.id.remote()))
     try:
         if tell is None:
-            result = await reply(convo.run.remote(item.prompt))
+            result = await reply(convo.run.remote(item.prompt, **asked))
         else:
             result = await _followed(convo, item, tell)
         return ItemResult(label=item.label, convo_id=result.convo_id, result=result, usage=result.usage)
     except OSError:
         raise
     except Exception as error:  # also those of a provider that somebody wrote
-        return await _failed_at_work(convo, item, error, asking)
+        return await _failed_at_work(convo, item, error, asking, root)
     finally:
         asking.cancel()
 
@@ -183,14 +309,22 @@ async def _followed(convo: ConvoHandle, item: Item, tell: Callable[[ConvoEvent],
 
 
 async def _failed_at_work(
-    convo: ConvoHandle, item: Item, error: Exception, asking: asyncio.Task[str]
+    convo: ConvoHandle,
+    item: Item,
+    error: Exception,
+    asking: asyncio.Task[str],
+    root: ConvoHandle | None,
 ) -> ItemResult:
     usage: CumulativeUsage | None = None
     convo_id: str | None = None
     with suppress(PalaverError, TimeoutError):
         async with asyncio.timeout(_ANSWERS_WITHIN_S):
             convo_id = await asking
-            usage = await reply(convo.cumulative_usage.remote())
+            usage = await reply(
+                convo.cumulative_usage.remote()
+                if root is None or not isinstance(error, ConvoClosed)
+                else root.usage_of.remote(convo_id)
+            )
     if isinstance(error, ConvoClosed) and convo_id is not None:
         error = ConvoClosed(convo_id, error.reason)
     return failed(item, error, convo_id=convo_id, usage=usage)

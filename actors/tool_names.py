@@ -25,10 +25,6 @@ def load_tools(specs: Iterable[str]) -> tuple[Tool[..., Any], ...]:
     Each of `specs` may hold several, with commas between them. Raises ConfigurationError.
     """
     names = [name.strip() for spec in specs for name in spec.split(",")]
-    own = [name for name in names if ":" in name]
-    if own and os.getcwd() not in sys.path:
-        # Where Ray's workers look, too.
-        sys.path.insert(0, os.getcwd())
     tools: list[Tool[..., Any]] = []
     for name in names:
         if ":" in name:
@@ -49,19 +45,23 @@ def load_tools(specs: Iterable[str]) -> tuple[Tool[..., Any], ...]:
     return tuple(tools)
 
 
-def _load(spec: str) -> list[Tool[..., Any]]:
+def load_attribute(option: str, spec: str) -> object:
+    """What `module:name` stands for, told as an `option`. Raises ConfigurationError."""
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute.isidentifier() or module_name.startswith("."):
-        raise ConfigurationError(f"--tools {spec!r} is not of the form module:name, like my_tools:search")
+        raise ConfigurationError(f"{option} {spec!r} is not of the form module:name, like my_tools:search")
     if module_name.endswith(".py") or "/" in module_name:
         raise ConfigurationError(
-            f"--tools {spec!r} names a file; name the module, like {Path(module_name).stem}:{attribute}, "
+            f"{option} {spec!r} names a file; name the module, like {Path(module_name).stem}:{attribute}, "
             "and run where it can be imported from"
         )
+    if os.getcwd() not in sys.path:
+        # Where Ray's workers look, too.
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except PalaverError as error:  # a tool that cannot be made
-        raise ConfigurationError(f"--tools {spec!r}: {error}") from error
+        raise ConfigurationError(f"{option} {spec!r}: {error}") from error
     except (Exception, SystemExit) as error:
         if (
             isinstance(error, ModuleNotFoundError)
@@ -69,26 +69,36 @@ def _load(spec: str) -> list[Tool[..., Any]]:
             and (module_name + ".").startswith(error.name + ".")
         ):
             raise ConfigurationError(
-                f"--tools {spec!r}: there is no module {error.name!r}, neither installed nor in {os.getcwd()}"
+                f"{option} {spec!r}: there is no module {error.name!r}, neither installed nor in "
+                f"{os.getcwd()}"
             ) from None
         raise ConfigurationError(
-            f"--tools {spec!r}: importing module {module_name!r} failed with {type(error).__name__}: {error}"
+            f"{option} {spec!r}: importing module {module_name!r} failed with {type(error).__name__}: {error}"
         ) from error
-    there = [name for name, value in vars(module).items() if isinstance(value, Tool)]
     if not hasattr(module, attribute):
         raise ConfigurationError(
-            f"--tools {spec!r}: module {module_name!r} has no {attribute!r}; its tools: {there}"
+            f"{option} {spec!r}: module {module_name!r} has no {attribute!r}{_there(module)}"
         )
-    value: object = getattr(module, attribute)
+    return cast("object", getattr(module, attribute))
+
+
+def _there(module: object) -> str:
+    names = [name for name, value in vars(module).items() if isinstance(value, Tool)]
+    return f"; its tools: {names}" if names else ""
+
+
+def _load(spec: str) -> list[Tool[..., Any]]:
+    value = load_attribute("--tools", spec)
     found: list[object] = (
         list(cast("Iterable[object]", value)) if isinstance(value, list | tuple) else [value]
     )
     tools = [cast("Tool[..., Any]", each) for each in found if isinstance(each, Tool)]
     if not found or len(tools) < len(found):
         wrong = next((type(each).__name__ for each in found if not isinstance(each, Tool)), "empty list")
+        module = sys.modules[spec.partition(":")[0]]
         raise ConfigurationError(
             f"--tools {spec!r} is no tool, and no list of tools (found: {wrong}); make a function a "
-            f"tool with @tool of palaver.tools. Tools of that module: {there}"
+            f"tool with @tool of palaver.tools{_there(module)}"
         )
     return tools
 

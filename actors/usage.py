@@ -5,6 +5,7 @@ Layer: actors, core; no Ray.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
@@ -69,6 +70,29 @@ class CumulativeUsage(Value):
         if hours < _HARDLY_ANY_HOURS:
             return Decimal()
         return (cost / Decimal(str(hours))).quantize(_MICRODOLLAR)
+
+    def __add__(self, other: CumulativeUsage) -> CumulativeUsage:
+        """What two conversations used together, from the beginning of the first on."""
+        summed = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in (
+                "wall_time",
+                "responses",
+                "input_tokens",
+                "output_tokens",
+                "cache_read_input_tokens",
+                "cache_creation_input_tokens",
+                "unpriced_responses",
+                "tool_calls",
+                "sub_convos",
+            )
+        }
+        return CumulativeUsage(
+            started_at=min(self.started_at, other.started_at),
+            known_cost_usd=EXACT.add(self.known_cost_usd, other.known_cost_usd),
+            tool_uses=dict(Counter(self.tool_uses) + Counter(other.tool_uses)),
+            **summed,
+        )
 
     def log_view(self) -> dict[str, Any]:
         """The usage as plain values for a structured log record."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from palaver.actors import Budget, Convo
 from palaver.actors.cluster import cluster
-from palaver.actors.swarm import Item, over
+from palaver.actors.swarm import Item, swarm
 from palaver.providers.local import Local
 
 TEXTS = sorted((Path(__file__).parent / "texts").glob("*.txt"))
@@ -19,7 +19,7 @@ async def main() -> None:
         items = [
             Item(label=text.name, prompt=f"Summarise in one sentence:\n{text.read_text()}") for text in TEXTS
         ]
-        async for result in over(root, items, concurrency=2, max_tokens=80):
+        async for result in swarm(root, items, concurrency=2, max_tokens=80):
             print(f"{result.label}: {(result.text or result.reason).splitlines()[0]}")
         print((await root.cumulative_usage.remote()).log_view())
         await root.close.remote()

@@ -163,7 +163,7 @@ def own_models() -> Mapping[str, OwnModel]:
     path = Path(named).expanduser() if named else _default_path()
     if not named and not path.is_file():
         return {}
-    models = read_yaml(path, _FILE).models
+    models = read_yaml(path, _FILE).value.models
     for name in models:
         if not name or name != name.strip() or "://" in name:
             raise YamlFault(f"{path}: {name!r} is no name of a model; use a word without spaces at its ends")

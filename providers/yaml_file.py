@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,7 +29,24 @@ class YamlFault(ConfigurationError):
     """A YAML file that cannot be used: where, and why."""
 
 
-def read_yaml(path: Path, type: TypeAdapter[T]) -> T:
+class YamlFile(Generic[T]):
+    """A file that was read: its value, and where each part of it stands."""
+
+    def __init__(self, path: Path, value: T, lines: Mapping[_Path, int]) -> None:
+        self.path = path
+        self.value = value
+        self._lines = lines
+
+    def fault(self, message: str, *at: str | int) -> YamlFault:
+        """An error about the part that is at these names: `file:line: part: what is wrong`."""
+        known: _Path = ()
+        for part in at:
+            known = (*known, part) if (*known, part) in self._lines else known
+        named = ".".join(map(str, at))
+        return YamlFault(f"{self.path}:{self._lines.get(known, 1)}: {named}{named and ': '}{message}")
+
+
+def read_yaml(path: Path, type: TypeAdapter[T]) -> YamlFile[T]:
     """The file as a value of the type. Numbers that are money have to be Decimal there: none becomes a float.
 
     Raises YamlFault, whose text has a line for each of the first faults: `file:line: what is wrong`.
@@ -55,7 +72,7 @@ def read_yaml(path: Path, type: TypeAdapter[T]) -> T:
     except yaml.YAMLError as error:
         raise YamlFault(f"{path}: is no YAML: {error}") from error
     try:
-        return type.validate_python(value)
+        return YamlFile(path, type.validate_python(value), lines)
     except ValidationError as error:
         known = error.errors(include_url=False)
         faults = [_told(fault, lines, path, type.json_schema()) for fault in known[:_MOST_FAULTS]]

@@ -18,7 +18,7 @@ from palaver.actors.cluster import Cluster
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.kin import State
 from palaver.actors.result import RunResult
-from palaver.actors.swarm import Item, ItemResult, over
+from palaver.actors.swarm import Item, ItemResult, swarm
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, RateLimited
 from palaver.providers.provider import Request
@@ -100,7 +100,7 @@ async def test_every_item_gets_its_answer_and_no_more_than_asked_for_run_at_once
         prompts = [f"p{n}" for n in range(5)]
         results = [
             each
-            async for each in over(root, items(*prompts), concurrency=2, system_prompt="s:", max_tokens=9)
+            async for each in swarm(root, items(*prompts), concurrency=2, system_prompt="s:", max_tokens=9)
         ]
         assert sorted(each.label for each in results) == [f"label of {prompt}" for prompt in prompts]
         assert sorted(each.text for each in results) == [f"s:{prompt}" for prompt in prompts]
@@ -123,7 +123,7 @@ async def test_provider_error_and_dead_process_are_results_and_harm_no_other(
     async with rooted(Noting(tmp_path / "notes")) as root:
         results = {
             each.label.removeprefix("label of "): each
-            async for each in over(root, items("fail", "die", "fine"), concurrency=1)
+            async for each in swarm(root, items("fail", "die", "fine"), concurrency=1)
         }
     assert results["fine"].text == "fine"
     failed, died = results["fail"], results["die"]
@@ -138,7 +138,7 @@ async def test_over_budget_the_rest_is_told_so_without_a_process(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes"), budget=Budget(max_responses=1)) as root:
-        first, *rest = [each async for each in over(root, items("a", "b", "c"), concurrency=1)]
+        first, *rest = [each async for each in swarm(root, items("a", "b", "c"), concurrency=1)]
         assert first.finished
         assert [(each.convo_id, each.error_type) for each in rest] == [(None, "BudgetExceeded")] * 2
         assert "max_responses is 1" in rest[0].reason
@@ -152,7 +152,9 @@ async def test_cancel_of_the_root_stops_what_runs_and_starts_nothing_more(
     async with rooted(Noting(tmp_path / "notes")) as root:
 
         async def collected() -> list[ItemResult]:
-            return [each async for each in over(root, items(*(f"hang {n}" for n in range(6))), concurrency=2)]
+            return [
+                each async for each in swarm(root, items(*(f"hang {n}" for n in range(6))), concurrency=2)
+            ]
 
         collecting = asyncio.create_task(collected())
         await at_work(root, 2)
@@ -172,7 +174,7 @@ async def test_root_that_is_closed_leaves_a_result_for_every_item(
 ) -> None:
     root = Convo.remote(Noting(tmp_path / "notes"))
     await root.close.remote()
-    results = [each async for each in over(root, items("a", "b"), concurrency=1)]
+    results = [each async for each in swarm(root, items("a", "b"), concurrency=1)]
     assert [(each.convo_id, each.error_type) for each in results] == [(None, "ConvoClosed")] * 2
 
 
@@ -180,7 +182,7 @@ async def test_consumer_that_stops_listening_leaves_nothing_open(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes")) as root:
-        async with aclosing(over(root, items("a", "hang", "hang 2", "b"), concurrency=3)) as results:
+        async with aclosing(swarm(root, items("a", "hang", "hang 2", "b"), concurrency=3)) as results:
             async for each in results:
                 assert each.text == "a"
                 break
@@ -191,7 +193,7 @@ async def test_consumer_that_is_cancelled_leaves_nothing_open(ray_cluster: Clust
     async with rooted(Noting(tmp_path / "notes")) as root:
 
         async def consume() -> None:
-            async for _ in over(root, items("hang", "hang 2", "hang 3"), concurrency=2):
+            async for _ in swarm(root, items("hang", "hang 2", "hang 3"), concurrency=2):
                 pass
 
         consuming = asyncio.create_task(consume())
@@ -205,7 +207,7 @@ async def test_consumer_that_is_cancelled_leaves_nothing_open(ray_cluster: Clust
 async def test_concurrency_below_one_is_refused_before_anything_is_asked() -> None:
     nobody: Any = None
     with pytest.raises(ConfigurationError, match="concurrency is 0; use 1 or more"):
-        _ = [each async for each in over(nobody, [], concurrency=0)]
+        _ = [each async for each in swarm(nobody, [], concurrency=0)]
 
 
 def test_result_says_why_it_is_not_finished() -> None:
@@ -216,3 +218,65 @@ def test_result_says_why_it_is_not_finished() -> None:
     result = ItemResult(label="a", convo_id="c", result=cut)
     assert (result.finished, result.text, result.reason) == (False, "half", "stopped (max_tokens)")
     assert ItemResult(label="a", error="broken", error_type="X").reason == "broken"
+
+
+# Run again
+
+
+class Dying(Scripted):
+    """Its first process to be asked for "die" ends; and "busy" fails once for each item."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__(_echo, cost_usd=Decimal("0.1"))
+        self._notes = notes
+
+    async def generate(self, request: Request) -> Any:
+        text = request.messages[-1].text
+        response = await super().generate(request)
+        if "die" in text and self._is_first("died"):
+            await asyncio.sleep(0.3)
+            os._exit(1)
+        if "busy" in text and self._is_first(text):
+            raise RateLimited("slow down", "scripted", 429, usage=response.usage)
+        return response
+
+    def _is_first(self, name: str) -> bool:
+        try:
+            (self._notes / name.replace(" ", "_")).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("options", [{}, {"light": True, "workers": 2}], ids=["process", "light"])
+async def test_what_a_dead_process_left_is_run_again_and_all_is_counted_once(
+    options: Any, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    names = [f"item {n}" for n in range(8)] + ["die"]
+    async with rooted(Dying(tmp_path)) as root:
+        found = [each async for each in swarm(root, items(*names), concurrency=4, retries=1, **options)]
+        assert sorted(each.label for each in found) == sorted(f"label of {name}" for name in names)
+        assert all(each.finished for each in found), [each.reason for each in found]
+        used = [each.usage for each in found if each.usage is not None]
+        total = await root.cumulative_usage.remote()
+        assert sum(each.responses for each in used) == total.responses
+        assert sum((each.known_cost_usd for each in used), Decimal()) == total.known_cost_usd
+        assert total.known_cost_usd >= Decimal("0.9")
+
+
+@pytest.mark.parametrize("light", [False, True], ids=["process", "light"])
+async def test_without_retries_a_failure_is_the_result(
+    light: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    async with rooted(Noting(tmp_path / "notes")) as root:
+        [result] = [each async for each in swarm(root, items("fail"), concurrency=1, light=light)]
+        assert result.error_type == "RateLimited"
+        [again] = [each async for each in swarm(root, items("fail"), concurrency=1, light=light, retries=2)]
+        assert again.error_type == "RateLimited"
+    assert (tmp_path / "notes").read_text() == "+" * 4
+
+
+async def test_workers_are_for_light_items() -> None:
+    nobody: Any = None
+    with pytest.raises(ConfigurationError, match=r"workers is 2; they are for light items \(light=True\)"):
+        _ = [each async for each in swarm(nobody, [], concurrency=1, workers=2)]

@@ -1,0 +1,175 @@
+"""The results of a swarm in a folder: a line of JSON for each item, added as it comes, and never one twice.
+
+It owns two invariants. A line is whole: one that a kill tore is taken away when the file is opened again. And
+a finished item has one line for good.
+
+    results.jsonl    the results
+    replaced.jsonl   lines of items that had not finished, and were run again
+    swarm.json       what the results are of, so that nothing else is added to them
+
+Layer: actors, command line; no Ray.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from palaver.actors.items import Item
+from palaver.providers.errors import ConfigurationError
+from palaver.providers.untyped import as_dict, as_text, json_in
+
+RESULTS, REPLACED, OF = "results.jsonl", "replaced.jsonl", "swarm.json"
+
+
+def digest(value: object) -> str:
+    """A short mark of a value that dumps to JSON; another value has another one."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ResultsFile:
+    """The folder of one swarm, for one run at a time.
+
+    `of` are the things that the results depend on. Raises ConfigurationError for a folder that another run
+    writes to, that has results already without `resume`, or those of another swarm.
+    """
+
+    def __init__(self, folder: Path, of: Mapping[str, object], *, resume: bool) -> None:
+        self._folder = folder
+        self._path = folder / RESULTS
+        had = self._path.exists()
+        if resume and not had:
+            raise ConfigurationError(
+                f"--resume: there are no results in {str(folder)!r} to go on from; leave it out to begin"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise ConfigurationError(
+                f"results cannot be written to {str(self._path)!r}: {error.strerror}"
+            ) from None
+        try:
+            self._begin(of, resume=resume)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _begin(self, of: Mapping[str, object], *, resume: bool) -> None:
+        if not _locked(self._file) or not os.path.samestat(os.fstat(self._file), os.stat(self._path)):
+            raise ConfigurationError(
+                f"another run writes to {str(self._path)!r}; wait for its end, or name another folder in out"
+            )
+        lines = self._whole_lines()
+        if lines and not resume:
+            raise ConfigurationError(
+                f"{str(self._path)!r} has {len(lines)} results already; --resume runs what is missing, or "
+                "name another folder in out"
+            )
+        marks = {name: digest(value) for name, value in of.items()}
+        before = as_dict(json_in(_read(self._folder / OF)))
+        changed = [name for name, mark in marks.items() if before.get(name, mark) != mark]
+        if lines and changed:
+            raise ConfigurationError(
+                f"{', '.join(changed)} changed since the results in {str(self._folder)!r} were made; put it "
+                "back, or name another folder in out"
+            )
+        _replace(self._folder / OF, json.dumps(marks, indent=1) + "\n")
+        self._keep_finished(lines)
+
+    def _whole_lines(self) -> list[str]:
+        """The lines that are there; half a line at the end is cut off."""
+        text = _read(self._path)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(self._file, len(whole.encode()))
+        return whole.splitlines()
+
+    def _keep_finished(self, lines: Iterable[str]) -> None:
+        kept: list[str] = []
+        replaced: list[str] = []
+        self._finished: dict[str, str] = {}
+        for line in lines:
+            record = as_dict(json_in(line))
+            if record.get("finished") is True and as_text(record.get("item")) not in self._finished:
+                self._finished[as_text(record.get("item"))] = as_text(record.get("prompt_digest"))
+                kept.append(line + "\n")
+            else:
+                replaced.append(line + "\n")
+        if replaced:
+            with (self._folder / REPLACED).open("a", encoding="utf-8") as others:
+                others.writelines(replaced)
+            # Whoever looks finds all lines or the kept ones, also after a kill. The lock is of the file.
+            beside = self._folder / f".{RESULTS}"
+            file = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            _locked(file)
+            _write(file, "".join(kept))
+            beside.replace(self._path)
+            os.close(self._file)
+            self._file = file
+
+    def missing(self, items: Iterable[Item]) -> list[Item]:
+        """The items that have no finished result. Raises ConfigurationError when a finished one changed."""
+        left: list[Item] = []
+        for item in items:
+            mark = self._finished.get(item.label)
+            if mark is None:
+                left.append(item)
+            elif mark and mark != digest(item.prompt):
+                raise ConfigurationError(
+                    f"item {item.label!r} changed since its result was made; remove its line from "
+                    f"{str(self._path)!r} to run it again, or name another folder in out"
+                )
+        return left
+
+    @property
+    def finished(self) -> int:
+        """How many items had finished before."""
+        return len(self._finished)
+
+    @property
+    def path(self) -> Path:
+        """The file of the results."""
+        return self._path
+
+    def add(self, record: Mapping[str, Any], prompt: str) -> None:
+        """Add the result of an item, made of this prompt. Raises OSError."""
+        line = json.dumps({**record, "prompt_digest": digest(prompt)}, ensure_ascii=False)
+        _write(self._file, line + "\n")
+
+    def close(self) -> None:
+        """End the run."""
+        os.close(self._file)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _write(file: int, text: str) -> None:
+    left = memoryview(text.encode("utf-8", "backslashreplace"))
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it finds the old one or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

@@ -1,0 +1,144 @@
+"""The results of a swarm in a folder: whole lines, no item twice, nothing of another swarm."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palaver.actors.items import Item
+from palaver.actors.results_file import ResultsFile, digest
+from palaver.providers import ConfigurationError
+
+OF = {"model": "m", "prompt": "p"}
+ITEMS = [Item(label=name, prompt=f"about {name}") for name in "abc"]
+
+
+def opened(folder: Path, *, resume: bool = False, of: dict[str, Any] = OF) -> ResultsFile:
+    return ResultsFile(folder, of, resume=resume)
+
+
+def add(file: ResultsFile, name: str, *, finished: bool = True) -> None:
+    file.add({"item": name, "finished": finished, "text": "grüße"}, f"about {name}")
+
+
+def names(folder: Path, file: str = "results.jsonl") -> list[str]:
+    return [json.loads(line)["item"] for line in (folder / file).read_text().splitlines()]
+
+
+def test_each_result_is_a_line_as_soon_as_it_is_added(tmp_path: Path) -> None:
+    file = opened(tmp_path / "a" / "b")
+    add(file, "a")
+    [line] = (tmp_path / "a" / "b" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "item": "a",
+        "finished": True,
+        "text": "grüße",
+        "prompt_digest": digest("about a"),
+    }
+    file.close()
+
+
+def test_what_is_missing_is_gone_on_with(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "b")
+    file.close()
+    file = opened(tmp_path, resume=True)
+    assert [item.label for item in file.missing(ITEMS)] == ["a", "c"]
+    assert file.finished == 1
+    add(file, "a")
+    add(file, "c")
+    file.close()
+    assert names(tmp_path) == ["b", "a", "c"]
+    assert opened(tmp_path, resume=True).missing(ITEMS) == []
+
+
+def test_half_a_line_is_cut_off_and_its_item_run_again(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "a")
+    add(file, "b")
+    file.close()
+    whole = (tmp_path / "results.jsonl").read_bytes()
+    for cut in range(whole.index(b"\n") + 1, len(whole)):
+        (tmp_path / "results.jsonl").write_bytes(whole[:cut])
+        file = opened(tmp_path, resume=True)
+        assert [item.label for item in file.missing(ITEMS)] == ["b", "c"]
+        file.close()
+        assert names(tmp_path) == ["a"]
+
+
+def test_what_had_not_finished_is_replaced_and_kept_aside(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "a", finished=False)
+    add(file, "b")
+    file.close()
+    file = opened(tmp_path, resume=True)
+    assert [item.label for item in file.missing(ITEMS)] == ["a", "c"]
+    add(file, "a")
+    file.close()
+    assert names(tmp_path) == ["b", "a"]
+    assert names(tmp_path, "replaced.jsonl") == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "replaced.jsonl",
+        "results.jsonl",
+        "swarm.json",
+    ]
+
+
+def test_results_are_not_added_to_unasked(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "a")
+    file.close()
+    with pytest.raises(ConfigurationError, match="has 1 results already; --resume runs what is missing"):
+        opened(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"there are no results in .*; leave it out to begin"):
+        opened(tmp_path / "other", resume=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_results_of_something_else_are_not_mixed_with(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "a")
+    file.close()
+    with pytest.raises(ConfigurationError, match=r"^model, prompt changed since the results in"):
+        opened(tmp_path, resume=True, of={"model": "n", "prompt": "q"})
+    file = opened(tmp_path, resume=True)
+    changed = r"item .a. changed since its result was made; remove its line"
+    with pytest.raises(ConfigurationError, match=changed):
+        file.missing([Item(label="a", prompt="about something else")])
+    file.close()
+    # Also after a refusal.
+    with pytest.raises(ConfigurationError, match=r"^model changed"):
+        opened(tmp_path, resume=True, of={**OF, "model": "n"})
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"another run writes to"):
+        opened(tmp_path)
+    add(file, "a", finished=False)
+    file.close()
+    file = opened(tmp_path, resume=True)  # which makes the file anew
+    with pytest.raises(ConfigurationError, match=r"another run writes to"):
+        opened(tmp_path, resume=True)
+    file.close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"results cannot be written to .*: Not a directory"):
+        opened(tmp_path / "file" / "x")
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        file = opened(tmp_path, resume=(tmp_path / "results.jsonl").exists())
+        add(file, "a", finished=False)
+        file.close()
+    with pytest.raises(ConfigurationError):
+        opened(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,141 @@
+"""`palaver run swarm.yaml` as a person runs it: real processes, real kills, and going on afterwards."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import eventually
+
+from palaver.actors.cluster import Cluster
+
+pytestmark = pytest.mark.ray
+
+PALAVER = str(Path(sys.executable).with_name("palaver"))
+COUNT = 200
+
+
+def swarm(folder: Path, **fields: Any) -> Path:
+    """A swarm of COUNT items, each of which takes a fifth of a second."""
+    (folder / "script.json").write_text(json.dumps({"replies": ["done"], "delay_s": 0.2, "cost_usd": "0.01"}))
+    (folder / "items.jsonl").write_text("".join(json.dumps({"id": f"n{n}"}) + "\n" for n in range(COUNT)))
+    fields = {
+        "model": "scripted:script.json",
+        "prompt": "Do {id}.",
+        "items": {"json_lines": "items.jsonl", "id": "id"},
+        "out": "out",
+        "concurrency": 10,
+        "placement": "light",
+        **fields,
+    }
+    (folder / "swarm.yaml").write_text(
+        "".join(f"{name}: {json.dumps(each)}\n" for name, each in fields.items())
+    )
+    return folder / "swarm.yaml"
+
+
+def start(path: Path, cluster: Cluster, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [PALAVER, "run", str(path), "--address", cluster.address, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(path: Path) -> list[str]:
+    file = path.parent / "out" / "results.jsonl"
+    return file.read_text().splitlines(keepends=True) if file.exists() else []
+
+
+def test_a_driver_killed_at_ten_moments_leaves_each_item_one_result(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    path = swarm(tmp_path)
+    chance = random.Random(6)
+    for _ in range(10):
+        before = len(lines(path))
+        process = start(path, ray_cluster, *(["--resume"] if before else []))
+        wanted = before + chance.randint(0, 18)
+        assert eventually(lambda: len(lines(path)) >= wanted or process.poll() is not None, 60)  # noqa: B023
+        time.sleep(chance.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=20)
+    assert 0 < len(lines(path)) < COUNT
+    last = start(path, ray_cluster, "--resume")
+    _, told = last.communicate(timeout=120)
+    assert last.returncode == 0, told
+    found = lines(path)
+    assert len(found) == COUNT
+    assert all(line.endswith("\n") for line in found)
+    records = [json.loads(line) for line in found]
+    assert Counter(each["item"] for each in records) == Counter(f"n{n}" for n in range(COUNT))
+    assert all(each["finished"] and each["text"] == "done" for each in records)
+    assert not (tmp_path / "out" / "replaced.jsonl").exists()
+    again = start(path, ray_cluster, "--resume")
+    _, told = again.communicate(timeout=60)
+    assert (again.returncode, "nothing is left to do" in told) == (0, True)
+
+
+def test_an_interrupt_ends_a_swarm_that_can_be_gone_on_with(ray_cluster: Cluster, tmp_path: Path) -> None:
+    path = swarm(tmp_path)
+    process = start(path, ray_cluster)
+    assert eventually(lambda: len(lines(path)) >= 20, 60)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; stopping" in told
+    done = [json.loads(line) for line in lines(path)]
+    # Those that were stopped at work are told of, those that never began are not.
+    assert len(done) < 60
+    assert {each["stop"] for each in done} == {"end_turn", "cancelled"}
+    last = start(path, ray_cluster, "--resume")
+    _, told = last.communicate(timeout=120)
+    assert last.returncode == 0, told
+    records = [json.loads(line) for line in lines(path)]
+    assert sorted(each["item"] for each in records) == sorted(f"n{n}" for n in range(COUNT))
+    assert all(each["finished"] for each in records)
+    replaced = [json.loads(line) for line in (tmp_path / "out" / "replaced.jsonl").read_text().splitlines()]
+    assert {each["stop"] for each in replaced} == {"cancelled"}
+
+
+def test_a_budget_that_is_used_up_ends_a_swarm_that_goes_on_with_a_higher_one(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    path = swarm(tmp_path, budget={"max_dollars": "0.30"})
+    first = start(path, ray_cluster)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "30 of 200 finished" in told
+    spent = [json.loads(line)["usage"]["cost_usd"] for line in lines(path)]
+    assert sum(map(float, spent)) == pytest.approx(0.30)
+    swarm(tmp_path, budget={"max_dollars": 5})
+    second = start(path, ray_cluster, "--resume")
+    _, told = second.communicate(timeout=60)
+    assert second.returncode == 0, told
+    assert "30 of 200 were finished before" in told
+    assert len(lines(path)) == COUNT
+
+
+def test_a_fault_in_the_file_starts_nothing(tmp_path: Path) -> None:
+    path = swarm(tmp_path, concurrency=0)
+    done = palaver(path)
+    assert done.returncode == 2
+    assert done.stderr == f"palaver: error: {path}:5: concurrency: Input should be greater than 0 (it is 0)\n"
+    assert not (tmp_path / "out").exists()
+    done = palaver(path, "--model", "x", "--max-dollars", "1")
+    assert "--max-dollars, --model: what a swarm is made of stands in its file" in done.stderr
+    assert "--resume goes with a swarm file" in palaver("a prompt", "--resume").stderr
+
+
+def palaver(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [PALAVER, "run", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
