@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/all.txt
+BENCH := .venv-bench
+BENCH_LOCK := requirements/bench.txt
 UV_LOCK := requirements/uv.txt
 # The oldest uv on PATH that is used as it is. 0.9.0 (October 2025) was run against this file.
 UV_OLDEST := 0.9.0
@@ -59,7 +61,7 @@ scoreboard: install ## Find out anew what each adapter can do: docs/scoreboard.m
 	PALAVER_SCOREBOARD=write $(BIN)/python -m pytest tests/test_scoreboard.py
 
 .PHONY: bench
-bench: install ## The benchmarks: each prints a ratio against a baseline of the same run.
+bench: install $(BENCH)/.installed ## The benchmarks: each prints a ratio against a baseline of the same run.
 	@set -e; found=; for bench in bench/*.py; do \
 	  [ -e "$$bench" ] && [ "$$bench" != bench/report.py ] || continue; found=1; echo "== $$bench"; $(BIN)/python "$$bench"; \
 	done; [ -n "$$found" ] || echo "no benchmarks in bench/"
@@ -69,6 +71,14 @@ bench: install ## The benchmarks: each prints a ratio against a baseline of the 
 .PHONY: install
 install: $(STAMP) ## Make .venv from the lock. Does nothing when it is up to date.
 	@$(BIN)/python -m compileall -q actors providers tools
+
+# The other frameworks that bench/map.py compares with, in an environment of their own.
+$(BENCH)/.installed: $(BENCH_LOCK)
+	@$(FIND_PYTHON); $(FIND_UV); $(UV_SETTINGS); set -e; \
+	echo "installing $(BENCH_LOCK) into $(BENCH)"; \
+	"$$uv" venv --quiet --clear --no-project --python $(BIN)/python $(BENCH); \
+	"$$uv" pip sync --quiet --python $(BENCH)/bin/python --require-hashes --compile-bytecode $(BENCH_LOCK); \
+	touch $@
 
 # Prints the path of the Python to use: $PYTHON, else python3, else the newest of the versioned names.
 define FIND_PYTHON
@@ -141,9 +151,10 @@ lock: ## Renew requirements/*.txt after pyproject.toml changed. UPGRADE=1 takes 
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  $(if $(UPGRADE),--upgrade) "$$@"; }; \
 	compile --all-extras --group dev --group weights --group build pyproject.toml --output-file $(LOCK); \
+	compile --group bench --output-file $(BENCH_LOCK); \
 	compile --no-config requirements/uv.in --output-file $(UV_LOCK)
 
 .PHONY: clean
 clean: ## Remove .venv, .uv, caches and builds.
-	rm -rf $(VENV) .uv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(BENCH) .uv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 	find actors providers tools tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,6 +34,7 @@ _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Never through the proxy that HTTP_PROXY names, which reaches another machine's loopback."""
 
 _CONNECT_TIMEOUT_S = 10.0
+_REQUESTS_OF_ONE_CLIENT = 50
 _KEPT_FOR_S = 3.0
 """How long a connection that nobody uses is kept. Many servers (uvicorn, cpp-httplib, Node) close theirs
 after 5 s, and a request that is sent at that moment is lost."""
@@ -73,6 +74,49 @@ class Incoming:
         return b"".join([chunk async for chunk in self.chunks()])
 
 
+class _Pool:
+    """The clients of one event loop, each for so many requests at once.
+
+    A client looks at all of its connections whenever a request begins or ends: a thousand at once take it
+    seconds (httpcore 1.0).
+    """
+
+    def __init__(self, new_client: Callable[[], httpx.AsyncClient]) -> None:
+        self._new_client = new_client
+        self._under_way: dict[httpx.AsyncClient, int] = {}
+
+    def prepare(self) -> None:
+        """Make what the next request needs."""
+        self._free()
+
+    def lend(self) -> httpx.AsyncClient:
+        """A client for one request; `take_back` ends it."""
+        client = self._free()
+        self._under_way[client] += 1
+        return client
+
+    def take_back(self, client: httpx.AsyncClient) -> None:
+        """A request has ended."""
+        if client in self._under_way:
+            self._under_way[client] -= 1
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        clients = list(self._under_way)
+        self._under_way.clear()
+        for client in clients:
+            await client.aclose()
+
+    def _free(self) -> httpx.AsyncClient:
+        """The first that has room, so that connections are used again."""
+        for client, under_way in self._under_way.items():
+            if under_way < _REQUESTS_OF_ONE_CLIENT:
+                return client
+        client = self._new_client()
+        self._under_way[client] = 0
+        return client
+
+
 class Connection:
     """Connections to one base URL.
 
@@ -106,7 +150,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._advice_when_lost = advice_when_lost
         self._transport = transport
-        self._clients = _no_clients()
+        self._pools = _no_pools()
 
     @property
     def host(self) -> str:
@@ -116,7 +160,7 @@ class Connection:
 
     def prepare(self) -> None:
         """Make what the next request needs, so that it is sent at once."""
-        self._client()
+        self._pool().prepare()
 
     async def post(
         self, path: str, content: bytes, take: Callable[[Incoming], Awaitable[T]], *, in_parts: bool = False
@@ -132,10 +176,12 @@ class Connection:
 
         failure: ProviderError
         what = "further part of its answer" if in_parts else "whole answer"
+        pool = self._pool()
+        client = pool.lend()
         try:
             async with (
                 asyncio.timeout(self._timeout_s) as patience,
-                self._client().stream(
+                client.stream(
                     "POST", _url(f"{self._base_url}/{path}"), content=content, auth=self._authorized
                 ) as answer,
             ):
@@ -154,13 +200,15 @@ class Connection:
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             said = self._peer.shown(str(error)) or type(error).__name__
             failure = self._lost(f"broke off before its answer was whole ({said}); check the connection")
+        finally:
+            pool.take_back(client)
         raise failure
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. Harmless when called twice."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
 
     def _unsent(self, what: str, error: Exception) -> TransportFailed:
         said = self._peer.shown(str(error)) or type(error).__name__
@@ -183,34 +231,37 @@ class Connection:
             request.headers[self._key_header] = prefix + self._peer.key.reveal()
         return request
 
-    def _client(self) -> httpx.AsyncClient:
+    def _pool(self) -> _Pool:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            for other in [known for known in self._pools if known.is_closed()]:
+                del self._pools[other]  # its sockets died with its loop
+            pool = self._pools[loop] = _Pool(self._new_client)
+        return pool
+
+    def _new_client(self) -> httpx.AsyncClient:
         load_httpx()
         import httpx
 
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            for other in [known for known in self._clients if known.is_closed()]:
-                del self._clients[other]  # its sockets died with its loop
-            client = self._clients[loop] = httpx.AsyncClient(
-                headers=self._headers,
-                timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_TIMEOUT_S),
-                # How many run at once is the rate gate's business, not the pool's.
-                limits=httpx.Limits(
-                    max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEPT_FOR_S
-                ),
-                transport=self._transport,
-                mounts=proxies(),
-                verify=_tls(),
-            )
-        return client
+        return httpx.AsyncClient(
+            headers=self._headers,
+            timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_TIMEOUT_S),
+            # How many run at once is the rate gate's business, not the pool's.
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEPT_FOR_S
+            ),
+            transport=self._transport,
+            mounts=proxies(),
+            verify=_tls(),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_clients": None}
+        return {**self.__dict__, "_pools": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._clients = _no_clients()
+        self._pools = _no_pools()
 
 
 def proxies() -> dict[str, None] | None:
@@ -248,5 +299,5 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _no_clients() -> WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]:
+def _no_pools() -> WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool]:
     return WeakKeyDictionary()
