@@ -1,4 +1,4 @@
-"""Light sub-conversations: how many a second and how much memory each, beside other frameworks in the same run;
+"""Light sub-conversations: how many a second and how much memory each, beside other frameworks in one run;
 and 1,000 at once against a server that takes two seconds, beside bare httpx.
 
     python bench/map.py [ITEMS]

@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
+from weakref import WeakKeyDictionary
 
 import ray
 from ray import cloudpickle
@@ -43,6 +44,7 @@ from palaver.tools.limits import ToolLimits
 from palaver.tools.mcp import McpTool
 from palaver.tools.mcp_servers import McpServers
 from palaver.tools.outcome import Outcome
+from palaver.tools.pace import Pace
 from palaver.tools.placement import shortfall
 from palaver.tools.stopped import Stopped
 from palaver.tools.supervisor import UNWIND_S, Supervisor
@@ -291,7 +293,28 @@ class RayToolset:
     async def _run_once(
         self, tool: PackedTool, tool_input: Mapping[str, Any], id: str, approved: bool
     ) -> tuple[Outcome, bool]:
-        """How a call ended, and whether it ended because its process died."""
+        """How a call ended, and whether it ended because its process died.
+
+        One that asks for resources is Ray's to place; any other goes at the pace of this process.
+        """
+        if tool.resources != Resources():
+            return await self._sent(tool, tool_input, id, approved)
+        pace = _pace()
+        try:
+            await pace.enter()
+        except asyncio.CancelledError:
+            name = tool.spec.name
+            return Outcome(
+                error=ToolCancelled(name, f"tool {name!r} was cancelled"), stopped=Stopped()
+            ), False
+        try:
+            return await self._sent(tool, tool_input, id, approved)
+        finally:
+            pace.leave()
+
+    async def _sent(
+        self, tool: PackedTool, tool_input: Mapping[str, Any], id: str, approved: bool
+    ) -> tuple[Outcome, bool]:
         name = tool.spec.name
         limits = tool.limits.or_else(self._limits)
         # Even when the answer is known: a person is asked only of what fits the schema, and that the worker
@@ -359,6 +382,18 @@ class RayToolset:
         return (
             cast("Any", run_tool).options(name=order.title, **options).remote(code, order, tool_input, info)
         )
+
+
+_paces: WeakKeyDictionary[asyncio.AbstractEventLoop, Pace] = WeakKeyDictionary()
+
+
+def _pace() -> Pace:
+    """The pace of the running event loop's calls: four for each CPU of the cluster, and eight at least."""
+    loop = asyncio.get_running_loop()
+    if loop not in _paces:
+        cpus = int(cast("Any", ray).cluster_resources().get("CPU", 1))
+        _paces[loop] = Pace(max(8, 4 * cpus))
+    return _paces[loop]
 
 
 class _RunningJob:
