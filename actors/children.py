@@ -60,6 +60,10 @@ class Children:
         if len(started) + asked > at_most:
             raise TooManySubConvos(self._parent_id, asked, len(started), at_most)
 
+    def get(self, convo_id: str) -> Child | None:
+        """The open one of that id; None when there is none."""
+        return self._open.get(convo_id)
+
     def closed(self, convo_id: str) -> None:
         """One has closed, or its process is gone."""
         self._open.pop(convo_id, None)

@@ -22,6 +22,7 @@ from typing import Any, cast
 import psutil
 import ray
 
+from palaver.actors.own_rays import ADDRESS, PATTERN, TOKEN
 from palaver.providers.errors import ConfigurationError
 from palaver.tools.guarded import guarded
 
@@ -97,7 +98,9 @@ def cluster(
                     _system_config={"num_workers_soft_limit": _idle_workers()},
                     **options,
                 )
-                yield Cluster(_ray.get_runtime_context().gcs_address, owned=True)
+                address = str(_ray.get_runtime_context().gcs_address)
+                (folder / ADDRESS).write_text(address)
+                yield Cluster(address, owned=True)
             finally:
                 processes = _started_in(folder)
                 _ray.shutdown()
@@ -172,7 +175,7 @@ def _own_files() -> Generator[tuple[Path, dict[str, str]]]:
     root = Path(tempfile.gettempdir())
     if len(str(root)) > _LONGEST_TEMPORARY_FOLDER:
         root = Path("/tmp")
-    for left in root.glob("palaver-[0-9]*-*"):
+    for left in root.glob(PATTERN):
         owner = left.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
@@ -187,7 +190,7 @@ def _own_files() -> Generator[tuple[Path, dict[str, str]]]:
         }
         if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             # Otherwise Ray makes a token in the home directory that all users of the machine can read.
-            token = folder / "token"
+            token = folder / TOKEN
             token.touch(mode=0o600)
             token.write_text(_token())
             environment["RAY_AUTH_TOKEN_PATH"] = str(token)

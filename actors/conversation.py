@@ -590,10 +590,17 @@ class Conversation:
         """A child has closed."""
         self._children.closed(convo_id)
 
-    async def tree(self) -> Branch:
-        """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
+    async def tree(self, *, ended: bool = True) -> Branch:
+        """This conversation and all below it: who, state, usage, budget. `ended` ones are included or not.
+
+        The sums are of all in either case.
+        """
         activity = await self.activity()  # which also finds out who is lost
-        return branch_of(await self.treasury.statements(self.id), activity)
+        return branch_of(await self.treasury.statements(self.id, ended=ended), activity)
+
+    def child(self, convo_id: str) -> Child | None:
+        """The sub-conversation of that id, one step below; None when none is open."""
+        return self._children.get(convo_id)
 
     async def activity(self) -> Activity:
         """What this conversation and those below it are doing."""

@@ -30,7 +30,7 @@ from palaver.actors.context import Compaction
 from palaver.actors.conversation import Conversation
 from palaver.actors.endings import ended, to_the_end
 from palaver.actors.entries import AccountOpened
-from palaver.actors.errors import BudgetExceeded, ConvoClosed
+from palaver.actors.errors import BudgetExceeded, ConvoClosed, UnknownConvo
 from palaver.actors.feed import ConvoEvent
 from palaver.actors.ids import new_convo_id
 from palaver.actors.items import Item, ItemResult, as_items, check_concurrency, failed
@@ -66,6 +66,10 @@ from palaver.tools.workspace import Workspace
 
 _CALLS_AT_ONCE = 1_000_000
 """Ray's default for async actors is 1,000; calls beyond it queue, control calls too."""
+
+NAMESPACE = "palaver"
+ROOT_NAME = "convo "
+"""What the name of a root's actor begins with, in that namespace; its id follows."""
 
 _LINGER_S = 1.0
 """How long a closed conversation still answers, with ConvoClosed, before its process ends."""
@@ -326,9 +330,34 @@ class Resident:
         return await self._core.fund(convo_id, budget)
 
     @remotely
-    async def tree(self) -> Branch:
-        """This conversation and all below it: who, state, usage, budget. Ended ones are included."""
-        return await self._core.tree()
+    async def tree(self, *, ended: bool = True) -> Branch:
+        """This conversation and all below it: who, state, usage, budget. `ended` ones are included or not.
+
+        The sums are of all in either case.
+        """
+        return await self._core.tree(ended=ended)
+
+    @remotely
+    async def find(self, convo_id: str) -> ConvoHandle:
+        """A handle of this conversation or of one below it, by its id, as `tree` shows it.
+
+        It does not keep that one alive. Raises UnknownConvo, ConvoClosed for one that has ended.
+        """
+        path = await self._core.treasury.lineage(convo_id)
+        if self._core.id not in path:
+            raise UnknownConvo(convo_id, self._core.id)
+        return await self._found(tuple(reversed(path[: path.index(self._core.id)])))
+
+    async def _found(self, path: tuple[str, ...]) -> ConvoHandle:
+        if not path:
+            return self._handle
+        match self._core.child(path[0]):
+            case Remote() as child:
+                return await reply(child.handle.below.remote(path[1:]), path[0])
+            case Conversation():
+                return await self._lights[path[0]]._found(path[1:])
+            case _:
+                raise ConvoClosed(path[-1])
 
     @remotely
     async def sub_convo(self, **options: Unpack[SubConvoOptions]) -> ConvoHandle:
@@ -615,7 +644,12 @@ class Resident:
         self._lights[child_id] = light
         return light
 
-    # Called by sub-conversations
+    # Called by relatives
+
+    @remotely
+    async def below(self, path: tuple[str, ...]) -> ConvoHandle:
+        """A handle of the one that these ids lead to, each a child of the one before it."""
+        return await self._found(path)
 
     @remotely
     async def own_handle(self) -> ConvoHandle:
@@ -915,7 +949,12 @@ class ConvoClass:
         check_window(provider, compact_from)
         place = _workspace(workspace)
         packed = packed_tools(tools, settings, place)
-        return _start(provider, packed, settings, listener, self._ray_options, workspace=place)
+        convo_id = new_convo_id()
+        # By which `palaver ps` finds it from another process.
+        ray_options = {"name": f"{ROOT_NAME}{convo_id}", "namespace": NAMESPACE, **self._ray_options}
+        if "name" in self._ray_options and "namespace" not in self._ray_options:
+            del ray_options["namespace"]
+        return _start(provider, packed, settings, listener, ray_options, workspace=place, id=convo_id)
 
 
 Convo = ConvoClass()

@@ -78,8 +78,11 @@ class RemoteTreasury:
     async def fund(self, convo_id: str, budget: Budget, *, asked_by: str) -> Budget:
         return await self._ask_once("fund", convo_id, budget, asked_by=asked_by)
 
-    async def statements(self, convo_id: str) -> tuple[Statement, ...]:
-        return await self._ask("statements", convo_id)
+    async def lineage(self, convo_id: str) -> tuple[str, ...]:
+        return await self._ask("lineage", convo_id)
+
+    async def statements(self, convo_id: str, *, ended: bool = True) -> tuple[Statement, ...]:
+        return await self._ask("statements", convo_id, ended=ended)
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         for again_after_s in (*_AGAIN_AFTER_S, None):

@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+_AS_WIDE_AS_IT_IS = 10_000
+
 
 def printable(text: str, *, keep: str = "") -> str:
     """`text` without control characters, which could move the cursor or set the terminal's title.
@@ -72,6 +74,11 @@ class Screen:
             return
         self._out.write((printable(text, keep="\n\t") if self.out_is_terminal else text) + "\n")
         self._out.flush()
+
+    def table(self, table: RenderableType) -> None:
+        """Write a table that was asked for: to stdout, as wide as the terminal, or as it is."""
+        width = None if self.out_is_terminal else _AS_WIDE_AS_IT_IS
+        Console(file=self._out, width=width, highlight=False, markup=False, emoji=False).print(table)
 
     def part(self, text: str) -> None:
         """Write a further part of an answer, as `answer` does; `end_parts` ends it.

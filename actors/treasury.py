@@ -115,8 +115,15 @@ class Treasury(Protocol):
         """Raise limits; the new ones. Raises UnknownConvo, ConfigurationError, ConvoClosed."""
         ...
 
-    async def statements(self, convo_id: str) -> tuple[Statement, ...]:
-        """The accounts of a conversation and all below it, parents before children."""
+    async def statements(self, convo_id: str, *, ended: bool = True) -> tuple[Statement, ...]:
+        """The accounts of a conversation and all below it, parents before children.
+
+        Without `ended`, those below it that have ended are left out.
+        """
+        ...
+
+    async def lineage(self, convo_id: str) -> tuple[str, ...]:
+        """The ids of a conversation and those above it; the root's is last. Raises UnknownConvo."""
         ...
 
 
@@ -268,7 +275,10 @@ class RootTreasury:
     async def notice(self, convo_id: str, from_part: float) -> str:
         return notice(self.ledger.limits(convo_id), from_part)
 
-    async def statements(self, convo_id: str) -> tuple[Statement, ...]:
+    async def lineage(self, convo_id: str) -> tuple[str, ...]:
+        return self.ledger.lineage(convo_id)
+
+    async def statements(self, convo_id: str, *, ended: bool = True) -> tuple[Statement, ...]:
         return tuple(
             Statement(
                 convo_id=each.convo_id,
@@ -283,6 +293,7 @@ class RootTreasury:
                 node_id=next((above.node_id for above in each.lineage if above.node_id), None),
             )
             for each in self.ledger.accounts(convo_id)
+            if ended or each.closed_s is None or each.convo_id == convo_id
         )
 
     # Limits

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import eventually
 
+from palaver.actors.swarm_file import load
 from palaver.providers import OpenAI, provider_for
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +139,17 @@ def test_the_models_file_of_the_docs_is_read(tmp_path: Path, monkeypatch: pytest
     assert qwen.price.usd_per_million_tokens.output == Decimal("0.40")
 
 
+def test_the_swarm_file_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "key")
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS["swarms.md"], re.DOTALL)
+    (tmp_path / "swarm.yaml").write_text(block)
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "deep" / "one.txt").write_text("a note")
+    found = load(str(tmp_path / "swarm.yaml"))
+    assert [item.label for item in found.items] == ["notes/deep/one.txt"]
+    assert found.items[0].prompt == "Summarise one:\n\na note\n"
+
+
 def test_links_of_the_docs_lead_somewhere() -> None:
     for name, text in DOCS.items():
         folder = ROOT if name == "README.md" else ROOT / "docs"
@@ -154,7 +166,7 @@ def test_every_command_line_option_in_the_docs_exists(name: str) -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("run", "models")
+        for command in ("run", "models", "ps", "show", "cancel", "fund")
     )
     for option in set(re.findall(r"(?<!\S)--[a-z][a-z-]+", re.sub(r"pip install.*|ray .*`", "", DOCS[name]))):
         assert option in shown, option

@@ -31,6 +31,7 @@ MAY_IMPORT_RAY = frozenset(
         "actors/replies.py",  # what an actor answers, less Ray's exceptions
         "actors/swarm.py",  # many conversations at once
         "actors/cli.py",  # the command line
+        "actors/attach.py",  # other processes' conversations
     }
 )
 
