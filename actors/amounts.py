@@ -72,6 +72,20 @@ def against(usage: CumulativeUsage, budget: Budget, reserved_usd: Decimal = Deci
     return ", ".join(told)
 
 
+def progress(done: int, total: int, took: timedelta, spent_usd: Decimal | None) -> str:
+    """How far many items are: how many, how many a second, what each cost, and when all will be done."""
+    told = [f"{done} of {total} done"]
+    took_s = took.total_seconds()
+    if done and took_s > 0:
+        rate = done / took_s
+        told.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")
+        if spent_usd:
+            told.append(f"{dollars(spent_usd / done)} each")
+        if done < total:
+            told.append(f"{duration(timedelta(seconds=(total - done) / rate))} left")
+    return ", ".join(told)
+
+
 def summary(usage: CumulativeUsage, budget: Budget) -> str:
     """The usage of a whole tree at its end, in a few lines."""
     cached = ""

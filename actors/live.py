@@ -57,16 +57,15 @@ _ASCII_GUIDES = ("|- ", "`- ", "|  ", "   ")
 
 
 def render(
-    root: Branch, *, done: tuple[int, int] | None = None, max_lines: int = 40, ascii_only: bool = False
+    root: Branch, *, progress: str = "", max_lines: int = 40, ascii_only: bool = False
 ) -> RenderableType:
     """A tree as a picture of at most `max_lines` lines (4 or more).
 
-    `done` is how many items have ended, of how many. Those at work come first; what does not fit is
-    folded into a count.
+    `progress` is told first. Those at work come before the others; what does not fit is folded into a count.
     """
     heading = against(root.usage, root.budget, root.reserved_usd)
-    if done is not None:
-        heading = f"{done[0]} of {done[1]} done, {heading}"
+    if progress:
+        heading = f"{progress}; {heading}"
     shown = _selection(root, max_lines - 2)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=None)

@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any, TextIO
 
 from pydantic_core import to_jsonable_python
 
-from palaver.actors.amounts import summary
+from palaver.actors.amounts import progress, summary
 from palaver.actors.attendant import Attendant
 from palaver.actors.feed import ConvoEvent, Responded, ToolStarted
 from palaver.actors.items import Item, ItemResult
@@ -34,6 +35,9 @@ from palaver.providers.stream import TextDelta
 
 CANCEL_WITHIN_S = 15.0
 """How long a cancelled tree may take to come to rest before it is taken down as it is."""
+
+PROGRESS_EVERY_S = 10.0
+"""How often a swarm's progress is told where there is no terminal to draw on."""
 
 _USAGE_WITHIN_S = 5.0
 
@@ -226,19 +230,26 @@ class _Run:
     async def _view(self) -> AsyncGenerator[None]:
         """The live tree, or plain lines, while the block runs."""
         root, screen = self._session.root, self._screen
+        # Of a swarm thousands may have ended.
+        look = functools.partial(root.tree.remote, ended=self._shows_answers)
         if screen.live:
             with screen.picture():
-                async with Watcher(lambda: reply(root.tree.remote()), self._draw):
+                async with Watcher(lambda: reply(look()), self._draw):
                     yield
         else:
-            async with Watcher(lambda: reply(root.tree.remote()), Lines(screen)):
+            lines = Lines(screen) if self._shows_answers else Progress(screen, self._progress)
+            async with Watcher(lambda: reply(look()), lines):
                 yield
 
     def _draw(self, branch: Branch) -> None:
-        done = None if self._total is None else (len(self._results), self._total)
-        self._screen.show(
-            render(branch, done=done, max_lines=self._screen.lines, ascii_only=self._screen.ascii_only)
-        )
+        told, screen = self._progress(branch), self._screen
+        screen.show(render(branch, progress=told, max_lines=screen.lines, ascii_only=screen.ascii_only))
+
+    def _progress(self, branch: Branch) -> str:
+        if self._total is None:
+            return ""
+        took = timedelta(seconds=time.monotonic() - self._began_s)
+        return progress(len(self._results), self._total, took, branch.spent_usd)
 
 
 class Lines:
@@ -263,6 +274,24 @@ def _write(out: TextIO, with_file: bool, result: ItemResult) -> None:
         with suppress(OSError):
             out.close()  # or what is buffered fails once more when it is closed later
         raise OSError(error.errno, f"results cannot be written: {error.strerror}", out.name) from error
+
+
+class Progress:
+    """Writes now and then how far a swarm is."""
+
+    def __init__(self, screen: Screen, told: Callable[[Branch], str]) -> None:
+        self._screen = screen
+        self._told = told
+        self._last, self._last_s = "", time.monotonic()
+
+    def __call__(self, branch: Branch) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s < PROGRESS_EVERY_S:
+            return
+        self._last_s = now_s
+        if (told := self._told(branch)) != self._last:
+            self._last = told
+            self._screen.note(told)
 
 
 def section(result: ItemResult) -> str:

@@ -554,7 +554,7 @@ def test_ctrl_c_typed_in_a_terminal_with_a_live_tree_stops_everything(box: Box) 
     terminal = box.terminal(
         "run", "x", "--over", "a.txt", "b.txt", "c.txt", "--model", "scripted:nap.json", *tools, *limits
     )
-    terminal.wait_for("0 of 3 done, 4 turns, ")
+    terminal.wait_for("0 of 3 done; 4 turns, ")
     terminal.wait_for("$0.04 of $0.50")
     terminal.wait_for("tools: nap")
     terminal.type("\x03")

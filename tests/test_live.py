@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from palaver.actors.amounts import against, dollars, duration, summary, tokens
+from palaver.actors.amounts import against, dollars, duration, progress, summary, tokens
 from palaver.actors.budget import Budget
 from palaver.actors.errors import ConvoClosed
 from palaver.actors.kin import Branch, State
@@ -66,8 +66,8 @@ def test_picture_says_who_does_what_and_what_it_took() -> None:
         usage=usage(3),
         budget=Budget(max_dollars=Decimal("0.5"), max_responses=10, max_wall_time=timedelta(seconds=60)),
     )
-    heading, titles, first, second = drawn(root, done=(1, 4))
-    assert heading == "1 of 4 done, 3 of 10 turns, 3.0k in, 30 out, $0.03 of $0.50, 12 s of 60 s"
+    heading, titles, first, second = drawn(root, progress="1 of 4 done")
+    assert heading == "1 of 4 done; 3 of 10 turns, 3.0k in, 30 out, $0.03 of $0.50, 12 s of 60 s"
     assert titles.split() == ["state", "turns", "in", "out", "cost"]
     assert first.split() == ["rrr-rrrr", "waiting", "3", "3.0k", "30", "$0.03"]
     assert second.split("  ")[0] == "└─ a.txt ccc-cccc"
@@ -218,3 +218,19 @@ def test_summary_says_what_of_the_cost_is_known() -> None:
 
 def test_limits_that_are_not_there_are_not_shown() -> None:
     assert against(usage(1), Budget()) == "1 turns, 1.0k in, 10 out, $0.01, 12 s"
+
+
+@pytest.mark.parametrize(
+    ("done", "took_s", "spent", "told"),
+    [
+        (0, 5, "0", "0 of 200 done"),
+        (50, 10, "0.5", "50 of 200 done, 5.0/s, $0.01 each, 30 s left"),
+        (3, 60, None, "3 of 200 done, 3.0/min, 65 min 40 s left"),
+        (200, 50, "4", "200 of 200 done, 4.0/s, $0.02 each"),
+    ],
+)
+def test_progress_tells_rate_money_and_what_is_left(
+    done: int, took_s: int, spent: str | None, told: str
+) -> None:
+    amount = None if spent is None else Decimal(spent)
+    assert progress(done, 200, timedelta(seconds=took_s), amount) == told
