@@ -40,7 +40,7 @@ def print_trees(screen: Screen, address: str, *, ended: bool, as_json: bool) -> 
     """`palaver ps`: all conversations of a cluster. The exit code is 0."""
 
     async def look() -> list[Branch | str]:
-        return await asyncio.gather(*(_tree(id, root, ended) for id, root in roots().items()))
+        return await asyncio.gather(*(tree_of(id, root, ended) for id, root in roots().items()))
 
     with cluster(address, log_to_driver=False):
         trees = asyncio.run(look())
@@ -77,7 +77,7 @@ def fund(screen: Screen, address: str, convo_id: str, budget: Budget, *, as_json
         return await reply(root.fund.remote(convo_id, budget), convo_id)
 
     with cluster(address, log_to_driver=False):
-        raised = asyncio.run(_at_its_root(convo_id, raise_at))
+        raised = asyncio.run(at_its_root(convo_id, raise_at))
     limits = raised.model_dump(mode="json", exclude_none=True)
     told = ", ".join(f"{name} {value}" for name, value in limits.items())
     screen.answer(json.dumps(limits) if as_json else f"{convo_id}: {told}")
@@ -117,10 +117,10 @@ def roots() -> dict[str, ConvoHandle]:
 
 async def find(convo_id: str) -> ConvoHandle:
     """A conversation of the cluster by its id. Raises UnknownConvo, ConvoClosed."""
-    return await _at_its_root(convo_id, lambda root: reply(root.find.remote(convo_id), convo_id))
+    return await at_its_root(convo_id, lambda root: reply(root.find.remote(convo_id), convo_id))
 
 
-async def _at_its_root(convo_id: str, ask: Callable[[ConvoHandle], Awaitable[T]]) -> T:
+async def at_its_root(convo_id: str, ask: Callable[[ConvoHandle], Awaitable[T]]) -> T:
     """What the root answers whose tree has the conversation."""
     for root in roots().values():
         try:
@@ -134,7 +134,8 @@ async def _at_its_root(convo_id: str, ask: Callable[[ConvoHandle], Awaitable[T]]
     raise ConfigurationError(f"no conversation {convo_id!r} on this cluster; `palaver ps` lists them")
 
 
-async def _tree(id: str, root: ConvoHandle, ended: bool) -> Branch | str:
+async def tree_of(id: str, root: ConvoHandle, ended: bool) -> Branch | str:
+    """The tree of a root; why there is none, in words."""
     try:
         async with asyncio.timeout(ANSWERS_WITHIN_S):
             return await reply(root.tree.remote(ended=ended), id)

@@ -432,6 +432,21 @@ def _ps(  # pyright: ignore[reportUnusedFunction]
     return print_trees(Screen(), address, ended=ended, as_json=as_json)
 
 
+@app.command("top")
+def _top(  # pyright: ignore[reportUnusedFunction]
+    *, address: Attached = None
+) -> int:
+    """Watch all conversations that go on, and cancel, fund or read one.
+
+    Keys: up and down choose one, c cancels it, f raises its limits, enter shows its messages, s sorts by how
+    long each has been busy, q ends.
+    """
+    address = own_rays.join(address)
+    from palaver.actors.top import top
+
+    return top(Screen(), address)
+
+
 @app.command("cancel")
 def _cancel(  # pyright: ignore[reportUnusedFunction]
     convo_id: ConvoId,

@@ -609,8 +609,14 @@ class Conversation:
             state=self._state(),
             running_tools=(*self.tool_calls.running.values(), *self.toolset.jobs.values()),
             waiting_tools=self.approvals.asking,
+            busy_s=self._busy_s(),
             children=await self._children.activities(),
         )
+
+    def _busy_s(self) -> float | None:
+        """For how long its request, or the oldest of its tool calls, has been under way."""
+        began = [each for each in (self.exchanges.began_s, self.tool_calls.began_s) if each is not None]
+        return time.monotonic() - min(began) if began else None
 
     def _state(self) -> State:
         if self._closing is not None:

@@ -10,6 +10,7 @@ Layer: actors, core; no Ray. Provider, treasury and clock are passed in.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import AbstractContextManager, aclosing, nullcontext
 
@@ -59,6 +60,8 @@ class Exchanges:
         self._last: tuple[Request, CountedInput] | None = None
         self.request_id: str | None = None
         """The request under way; None when there is none."""
+        self.began_s: float | None = None
+        """When that began, on the monotonic clock."""
         self.is_held = False
         """Whether that waits for its budgets."""
         self.failed_try: ProviderError | None = None
@@ -125,11 +128,11 @@ class Exchanges:
             await self._ended.wait()
 
     async def _try(self, request: Request, message: Message | None) -> Response:
-        self.request_id = request.id
+        self.request_id, self.began_s = request.id, time.monotonic()
         try:
             return await self._exchange(request, message)
         finally:
-            self.request_id = None
+            self.request_id = self.began_s = None
             self._ended.set()
             self._ended = asyncio.Event()
 

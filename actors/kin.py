@@ -42,7 +42,8 @@ class Branch(Value):
     `usage` covers the whole branch, and so does `reserved_usd`, which is kept for requests under way.
     `running_tools` are names of tools, one per call under way, and labels of what goes on in the
     background; `waiting_tools` those of them that wait for approval. `node_id` is the Ray node it runs on,
-    or ran on; None where that was never told. Those that have ended keep their line.
+    or ran on; None where that was never told. `busy_s` is for how many seconds its request, or the oldest of
+    its tool calls, has been under way; None when nothing is. Those that have ended keep their line.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Branch(Value):
     node_id: str | None = None
     running_tools: tuple[str, ...] = ()
     waiting_tools: tuple[str, ...] = ()
+    busy_s: float | None = None
     children: tuple[Branch, ...] = ()
 
     def walk(self) -> Iterator[Branch]:
@@ -78,6 +80,7 @@ class Activity(Value):
     state: State
     running_tools: tuple[str, ...] = ()
     waiting_tools: tuple[str, ...] = ()
+    busy_s: float | None = None
     children: tuple[Activity, ...] = ()
 
     def walk(self) -> Iterator[Activity]:
@@ -163,6 +166,7 @@ def branch_of(statements: Sequence[Statement], activity: Activity) -> Branch:
             node_id=each.node_id,
             running_tools=at_work.running_tools if at_work else (),
             waiting_tools=at_work.waiting_tools if at_work else (),
+            busy_s=at_work.busy_s if at_work else None,
             children=tuple(reversed(youngest_first[each.convo_id])),
         )
         youngest_first[each.parent_id].append(branch)

@@ -53,6 +53,7 @@ class Screen:
         self.console = Console(
             file=self._err, force_terminal=self.live, highlight=False, markup=False, emoji=False
         )
+        self._out_console: Console | None = None
         self._picture: Live | None = None
         self._shown: RenderableType = ""
         self._later: list[Callable[[], None]] | None = None
@@ -74,6 +75,13 @@ class Screen:
             return
         self._out.write((printable(text, keep="\n\t") if self.out_is_terminal else text) + "\n")
         self._out.flush()
+
+    @property
+    def out_console(self) -> Console:
+        """A console on stdout, for who draws on all of it."""
+        if self._out_console is None:
+            self._out_console = Console(file=self._out, highlight=False, markup=False, emoji=False)
+        return self._out_console
 
     def table(self, table: RenderableType) -> None:
         """Write a table that was asked for: to stdout, as wide as the terminal, or as it is."""

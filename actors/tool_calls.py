@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from palaver.actors.approvals import Approvals, Denied, denial, edit_note
@@ -37,6 +37,7 @@ class _RunningCall:
     ended: asyncio.Event
     cause: str | None = None
     stopping: float = 0.0
+    began_s: float = field(default_factory=time.monotonic)
 
     def stop(self, cause: str) -> None:
         """Stop it. Once: a second cancel would interrupt the clean-up of the first."""
@@ -88,6 +89,11 @@ class ToolCalls:
     def running(self) -> dict[str, str]:
         """The calls under way: the tool's name by the call's id."""
         return {id: call.name for id, call in self._running.items()}
+
+    @property
+    def began_s(self) -> float | None:
+        """When the oldest of them began, on the monotonic clock; None when there is none."""
+        return min((call.began_s for call in self._running.values()), default=None)
 
     async def run(self, calls: Iterable[ToolUse]) -> list[ToolResult]:
         """Run all at once; their results in the order of the calls. One that wants no answer has none.

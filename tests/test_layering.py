@@ -32,6 +32,7 @@ MAY_IMPORT_RAY = frozenset(
         "actors/swarm.py",  # many conversations at once
         "actors/cli.py",  # the command line
         "actors/attach.py",  # other processes' conversations
+        "actors/top.py",  # the same, watched
     }
 )
 
