@@ -6,9 +6,11 @@ Layer: actors, core; no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from palaver.actors.endings import ended
 
 T = TypeVar("T")
 
@@ -57,3 +59,15 @@ class Batches(Generic[T]):
             else:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), BATCHED_S)
+
+    async def while_at(self, work: Coroutine[Any, Any, None]) -> AsyncGenerator[tuple[T, ...]]:
+        """All that comes of `work`, until its end. Raises what that raises; closing this stops it."""
+        working = asyncio.create_task(work)
+        working.add_done_callback(lambda _: self.end())
+        try:
+            async for batch in self.batches():
+                yield batch
+            await working
+        finally:
+            working.cancel()
+            await ended(working)

@@ -28,7 +28,7 @@ from palaver.actors.budget import Budget
 from palaver.actors.children import CHILD_ENDS_WITHIN_S
 from palaver.actors.context import Compaction
 from palaver.actors.conversation import Conversation
-from palaver.actors.endings import ended, to_the_end
+from palaver.actors.endings import to_the_end
 from palaver.actors.entries import AccountOpened
 from palaver.actors.errors import BudgetExceeded, ConvoClosed, UnknownConvo
 from palaver.actors.feed import ConvoEvent
@@ -249,7 +249,7 @@ class Resident:
 
     @remotely
     async def approve(
-        self, tool_use_id: str, *, convo_id: str | None = None, input: dict[str, Any] | None = None
+        self, tool_use_id: str, *, convo_id: str | None = None, input: Mapping[str, Any] | None = None
     ) -> None:
         """Let a tool call that waits for a yes run, here or below.
 
@@ -498,16 +498,10 @@ class Resident:
             at_once = [concurrency // workers + (n < concurrency % workers) for n in range(workers)]
             await asyncio.gather(*map(follow, handles, shares, at_once))
 
-        working = asyncio.create_task(work())
-        working.add_done_callback(lambda _: come.end())
-        try:
-            async for batches in come.batches():
+        async with aclosing(come.while_at(work())) as all_batches:
+            async for batches in all_batches:
                 for batch in batches:
                     yield batch
-            await working
-        finally:
-            working.cancel()
-            await ended(working)
 
     async def _begun_at(self, worker_id: str, told: Collection[str | None]) -> dict[str, list[Statement]]:
         """The accounts, by label, of what a worker that is gone had begun and not told the end of."""

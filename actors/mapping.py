@@ -63,15 +63,9 @@ class LightWork:
                 watch.cancel()
                 await ended(watch)
 
-        working = asyncio.create_task(work())
-        working.add_done_callback(lambda _: come.end())
-        try:
-            async for batch in come.batches():
+        async with aclosing(come.while_at(work())) as batches:
+            async for batch in batches:
                 yield batch
-            await working
-        finally:
-            working.cancel()
-            await ended(working)
 
     async def _watch(self) -> None:
         """Start nothing more once the conversation was cancelled, although it may go on afterwards."""

@@ -6,7 +6,7 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
@@ -52,7 +52,7 @@ async def reply(ref: ray.ObjectRef[T], convo_id: str = "(unknown id)") -> T:
         raise ConvoUnreachable(convo_id, f"{type(error).__name__}: {_first_line(error)}") from error
 
 
-async def events(
+def events(
     batches: AsyncIterator[ray.ObjectRef[tuple[ConvoEvent, ...]]], convo_id: str = "(unknown id)"
 ) -> AsyncGenerator[ConvoEvent]:
     """What happens in a run, as it happens: `async for event in events(convo.stream.remote("...")):`.
@@ -60,12 +60,10 @@ async def events(
     Ends with a RunEnded. Raises what `reply` raises. Leaving early stops the run, once the generator is
     closed: use `contextlib.aclosing`.
     """
-    async with aclosing(_one_by_one(batches, convo_id)) as each:
-        async for event in each:
-            yield event
+    return _one_by_one(batches, convo_id)
 
 
-async def results(
+def results(
     batches: AsyncIterator[ray.ObjectRef[tuple[ItemResult, ...]]], convo_id: str = "(unknown id)"
 ) -> AsyncGenerator[ItemResult]:
     """The results of a map, as they come: `async for result in results(convo.map.remote([...])):`.
@@ -73,9 +71,7 @@ async def results(
     Raises what `reply` raises. Leaving early stops the work, once the generator is closed: use
     `contextlib.aclosing`.
     """
-    async with aclosing(_one_by_one(batches, convo_id)) as each:
-        async for result in each:
-            yield result
+    return _one_by_one(batches, convo_id)
 
 
 async def _one_by_one(

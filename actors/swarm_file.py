@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeInt,
@@ -42,9 +41,9 @@ from palaver.actors.tool_names import load_attribute
 from palaver.actors.typed_output import OutputType
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Value
-from palaver.providers.profiles import SERVERS
+from palaver.providers.models_file import ServerName
 from palaver.providers.untyped import as_dict
-from palaver.providers.yaml_file import YamlFile, nearest, read_yaml
+from palaver.providers.yaml_file import YamlFile, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -57,12 +56,6 @@ def _text(given: Any) -> Any:
 
 def _list(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
-
-
-def _server(name: str) -> str:
-    if name not in SERVERS:
-        raise ValueError(f"there is no such kind of server; {nearest(name, sorted(SERVERS))}")
-    return name
 
 
 Words = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
@@ -176,7 +169,7 @@ class SwarmFile(Value):
     """The folder of the results: `results.jsonl` in it has a line for each item."""
     model: Words | None = None
     base_url: Words | None = None
-    server: Annotated[str, AfterValidator(_server)] | None = None
+    server: ServerName | None = None
     context_window: PositiveInt | None = None
     price: Words | None = None
     requests_per_minute: PositiveFloat | None = None

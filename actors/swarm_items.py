@@ -92,24 +92,23 @@ def _is_pattern(text: str) -> bool:
 def _text_of(path: Path, name: str) -> str:
     if not path.is_file():
         raise ItemFault(f"{name!r} is no file; for what is in a folder write {name}/*")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ItemFault(f"{name!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise ItemFault(f"{name!r} cannot be read: {error.strerror}") from None
+    text = _read(path, name, name)
     if not text.strip():
         raise ItemFault(f"{name!r} is empty; leave it out")
     return text
 
 
 def _lines_of(path: Path) -> str:
+    return _read(path, path.name, str(path))
+
+
+def _read(path: Path, name: str, place: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ItemFault(f"{path.name!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ItemFault(f"{name!r} is no UTF-8 text: {error.reason} at byte {error.start}") from None
     except OSError as error:
-        raise ItemFault(f"{str(path)!r} cannot be read: {error.strerror}") from None
+        raise ItemFault(f"{place!r} cannot be read: {error.strerror}") from None
 
 
 def _json_lines(path: Path, id: str | None) -> Iterator[Raw]:

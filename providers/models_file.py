@@ -69,6 +69,10 @@ def _server(name: str) -> str:
     return name
 
 
+ServerName: TypeAlias = Annotated[str, AfterValidator(_server)]
+"""A kind of server that there is."""
+
+
 def _headers(headers: dict[str, str]) -> dict[str, str]:
     for name in headers:
         if name.lower() in _HEADERS_OF_KEYS:
@@ -108,7 +112,7 @@ class OwnModel(Value):
     """None: that of the service, which follows from `model`."""
     api: Api | None = None
     """None: what follows from the model and the URL."""
-    server: Annotated[str, AfterValidator(_server)] | None = None
+    server: ServerName | None = None
     key_variable: Annotated[str, AfterValidator(_variable)] | None = None
     """The environment variable that holds the key; None: that of the service, none elsewhere."""
     price: OwnPrice | None = None
