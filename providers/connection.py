@@ -33,6 +33,10 @@ more than this is no answer but a fault."""
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 """Never through the proxy that HTTP_PROXY names, which reaches another machine's loopback."""
 
+_CLOSE_AFTER_A_STREAM = ("llama.cpp",)
+"""Servers, by what they call themselves, that close the connection after each stream although they say that
+it is kept (November 2026): a request that is sent before one sees that is lost."""
+
 _CONNECT_TIMEOUT_S = 10.0
 _REQUESTS_OF_ONE_CLIENT = 50
 _KEPT_FOR_S = 3.0
@@ -185,7 +189,10 @@ class Connection:
                     "POST", _url(f"{self._base_url}/{path}"), content=content, auth=self._authorized
                 ) as answer,
             ):
-                return await take(Incoming(answer, self._peer, patience if in_parts else None))
+                taken = await take(Incoming(answer, self._peer, patience if in_parts else None))
+                if in_parts and answer.headers.get("server") in _CLOSE_AFTER_A_STREAM:
+                    await answer.extensions["network_stream"].aclose()
+                return taken
         except TimeoutError:
             failure = self._lost(f"gave no {what} in time ({self._timeout_s:g} s); raise timeout_s")
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:

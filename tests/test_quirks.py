@@ -5,6 +5,7 @@ What quirks of streams come to is tested in `test_stream`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from decimal import Decimal
@@ -17,6 +18,7 @@ from wire_fakes import FakeClock, FakeServer, ok
 
 from palaver.actors.conversation import Conversation
 from palaver.providers import (
+    Answered,
     BadRequest,
     BadResponse,
     ConfigurationError,
@@ -597,3 +599,35 @@ def test_flags_of_a_model_hold_on_a_named_server_too() -> None:
     assert profile_for("http://gpu7:8000/v1", "mistralai/Mistral-Small", server="vllm") == SERVERS[
         "vllm"
     ].model_copy(update={"tool_call_id_pattern": r"[A-Za-z0-9]{9}", "user_may_follow_tool": False})
+
+
+# The connection closed after a stream, though it was said to be kept: llama.cpp
+
+
+async def test_a_connection_that_llama_cpp_closes_after_a_stream_is_not_used_again() -> None:
+    events = b'data: {"choices":[{"delta":{"content":"hello"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    requests: list[int] = []
+
+    async def stream_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(0)
+        await reader.readuntil(b'"stream":true}')
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nserver: llama.cpp\r\ncontent-type: text/event-stream\r\n"
+            b"keep-alive: timeout=5, max=100\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(events), events)
+        )
+        requests[-1] += 1
+        # It closes at the worst moment: when the next request, if one comes this way, has been sent.
+        if await reader.read(1):
+            requests[-1] += 1
+        writer.close()
+
+    async with await asyncio.start_server(stream_once, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        provider = OpenAI("m", base_url=f"http://127.0.0.1:{port}", api_key="k", price=Price.free())
+        for _ in range(2):
+            *_, end = [part async for part in provider.stream(ASK)]
+            assert isinstance(end, Answered)
+            assert end.response.message.text == "hello"
+        await provider.aclose()
+    assert requests == [1, 1]
