@@ -190,8 +190,9 @@ class Connection:
                 ) as answer,
             ):
                 taken = await take(Incoming(answer, self._peer, patience if in_parts else None))
-                if in_parts and answer.headers.get("server") in _CLOSE_AFTER_A_STREAM:
-                    await answer.extensions["network_stream"].aclose()
+                stream = answer.extensions.get("network_stream")  # a transport of the user's may have none
+                if in_parts and stream is not None and answer.headers.get("server") in _CLOSE_AFTER_A_STREAM:
+                    await stream.aclose()
                 return taken
         except TimeoutError:
             failure = self._lost(f"gave no {what} in time ({self._timeout_s:g} s); raise timeout_s")
