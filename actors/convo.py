@@ -595,7 +595,8 @@ class Resident:
             tools,
             settings,
             self._core.listener,
-            options.get("actor_options") or {},
+            # On another node one after the other: the loss of one then takes few.
+            {"scheduling_strategy": "SPREAD", **(options.get("actor_options") or {})},
             id=child_id,
             ancestors=self._ancestors.and_below(Remote(self._core.id, self._handle)),
             messages=messages,

@@ -24,7 +24,8 @@ AnyTool: TypeAlias = Tool[..., Any] | AnyPacked
 
 
 class SubConvoOptions(TypedDict, total=False):
-    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's.
+    """What a sub-conversation may be given; each as in `Convo.remote`. `actor_options` are Ray's; one
+    after the other goes to another node ("SPREAD"), unless they have another `scheduling_strategy`.
 
     A str in `tools` is the name of one of the calling conversation's own tools. `budget_share` (above 0, at
     most 1) is instead of `budget`: that part of what is left, when the sub-conversation is started, of the
