@@ -17,6 +17,8 @@ from palaver.actors.cluster import cluster
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.inputs import Setup
 from palaver.actors.interrupts import Interrupted, Interrupts
+from palaver.actors.nodes import check_nodes
+from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.actors.swarm import close
 from palaver.providers.errors import ConfigurationError, PalaverError
@@ -38,6 +40,11 @@ class Session:
     screen: Screen
     interrupts: Interrupts
     _runner: asyncio.Runner
+
+    @property
+    def root_id(self) -> str:
+        """The id of the root conversation. Raises PalaverError when it did not start."""
+        return self.run(reply(self.root.id.remote()))
 
     def run(self, work: Awaitable[T]) -> T:
         """Do `work` in the session's event loop."""
@@ -94,7 +101,9 @@ def _start_ray(address: str | None, screen: Screen, interrupts: Interrupts, stac
     with interrupts.held_back("palaver: interrupted; stopping as soon as Ray has started"), screen.picture():
         screen.show(Text("joining Ray ..." if address else "starting Ray ..."))
         try:
-            stack.enter_context(cluster(address, log_to_driver=False))
+            joined = stack.enter_context(cluster(address, log_to_driver=False))
+            if not joined.owned:
+                check_nodes()
         except PalaverError:
             raise
         except Exception as error:

@@ -33,6 +33,7 @@ MAY_IMPORT_RAY = frozenset(
         "actors/cli.py",  # the command line
         "actors/attach.py",  # other processes' conversations
         "actors/top.py",  # the same, watched
+        "actors/nodes.py",  # what the nodes of a cluster have installed
     }
 )
 
