@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from palaver.actors import inputs, own_rays, swarm_file
 from palaver.actors.budget import Budget
+from palaver.actors.detached import Detached
 from palaver.actors.interrupts import Interrupted, Interrupts
 from palaver.actors.results_file import ResultsFile
 from palaver.actors.screen import Screen, printable
@@ -239,6 +240,12 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     resume: Annotated[
         bool, typer.Option("--resume", help="Run the items of a swarm file that have no finished result yet.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Run a swarm file in the background; it goes on when the terminal is closed."
+        ),
+    ] = False,
 ) -> int:
     """Run a prompt, a prompt over many files at once, or the swarm of a file like swarm.yaml.
 
@@ -246,9 +253,10 @@ def _run(  # pyright: ignore[reportUnusedFunction]
     PROMPT stands before --over, which takes all the files that follow it.
     """
     if prompt is not None and swarm_file.is_swarm_file(prompt):
-        return _run_swarm(context, prompt, resume=resume, yes=yes, address=address)
-    if resume:
-        raise ConfigurationError("--resume goes with a swarm file: palaver run swarm.yaml --resume")
+        return _run_swarm(context, prompt, resume=resume, detach=detach, yes=yes, address=address)
+    for option, given in (("--resume", resume), ("--detach", detach)):
+        if given:
+            raise ConfigurationError(f"{option} goes with a swarm file: palaver run swarm.yaml {option}")
     if prompt is None:
         misplaced = ": it stands before --over, which takes everything up to the next option" if over else ""
         raise ConfigurationError(f"PROMPT is missing{misplaced}")
@@ -290,11 +298,13 @@ def _run(  # pyright: ignore[reportUnusedFunction]
             return run(started, prompt, items if over else None, concurrency=concurrency, out=lines, yes=yes)
 
 
-_OF_SWARMS = frozenset({"prompt", "resume", "yes", "address"})
+_OF_SWARMS = frozenset({"prompt", "resume", "detach", "yes", "address"})
 """What may be given beside a swarm file; all else stands in it."""
 
 
-def _run_swarm(context: typer.Context, path: str, *, resume: bool, yes: bool, address: str | None) -> int:
+def _run_swarm(
+    context: typer.Context, path: str, *, resume: bool, detach: bool, yes: bool, address: str | None
+) -> int:
     others = sorted(
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -313,14 +323,32 @@ def _run_swarm(context: typer.Context, path: str, *, resume: bool, yes: bool, ad
         if not items:
             screen.note(f"nothing is left to do: {file.path}")
             return 0
+        detached: Detached | None = None
+        if detach:
+            detached = Detached(file.path.with_name("run.log"))
+            if not detached.in_background:
+                return _tell_detached(screen, detached)
+            screen = Screen()
         interrupts = stack.enter_context(_interrupts())
         from palaver.actors.run import run_swarm
         from palaver.actors.session import session
 
         with session(loaded.setup, screen, interrupts, label=loaded.path.stem) as started:
+            if detached is not None:
+                detached.begun(started.root_id)
             code = run_swarm(started, loaded, file, items, yes=yes)
         screen.note(f"results: {file.path}")
         return code
+
+
+def _tell_detached(screen: Screen, detached: Detached) -> int:
+    root_id = detached.wait()
+    screen.answer(root_id)
+    screen.note(
+        f"runs in the background (process {detached.pid}); `palaver top` shows it, "
+        f"`palaver cancel {root_id}` stops it; log: {detached.log}"
+    )
+    return 0
 
 
 @app.command("chat")
