@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCK := requirements/all.txt
+RUN_LOCK := requirements/run.txt
 BENCH := .venv-bench
 BENCH_LOCK := requirements/bench.txt
 UV_LOCK := requirements/uv.txt
@@ -71,6 +72,15 @@ bench: install $(BENCH)/.installed ## The benchmarks: each prints a ratio agains
 .PHONY: install
 install: $(STAMP) ## Make .venv from the lock. Does nothing when it is up to date.
 	@$(BIN)/python -m compileall -q actors providers tools
+
+# The build backend is that of the lock. It builds from a copy, since it leaves folders in what it builds from.
+.PHONY: wheel
+wheel: install ## What a cluster's nodes install, in dist/: the wheel, its lock, install.sh (see docs/clusters.md).
+	@set -e; rm -rf dist; source=$$(mktemp -d); trap 'rm -rf "$$source"' EXIT; \
+	cp -R pyproject.toml README.md LICENSE actors providers tools "$$source"; mkdir dist; \
+	(cd "$$source" && "$(CURDIR)/$(BIN)/python" -c \
+	  "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])" "$(CURDIR)/dist") >/dev/null; \
+	cp $(RUN_LOCK) deploy/install.sh dist; ls dist
 
 # The other frameworks that bench/map.py compares with, in an environment of their own.
 $(BENCH)/.installed: $(BENCH_LOCK)
@@ -151,6 +161,7 @@ lock: ## Renew requirements/*.txt after pyproject.toml changed. UPGRADE=1 takes 
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  $(if $(UPGRADE),--upgrade) "$$@"; }; \
 	compile --all-extras --group dev --group weights --group build pyproject.toml --output-file $(LOCK); \
+	compile --all-extras --constraint $(LOCK) pyproject.toml --output-file $(RUN_LOCK); \
 	compile --group bench --output-file $(BENCH_LOCK); \
 	compile --no-config requirements/uv.in --output-file $(UV_LOCK)
 

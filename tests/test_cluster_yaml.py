@@ -54,9 +54,30 @@ def test_every_ray_command_asks_for_the_token_and_is_found_without_a_path(
     assert len(lines) == 2
     for line in lines:
         assert "RAY_AUTH_MODE=token" in line
-        assert " /opt/palaver/.venv/bin/ray " in line
+        assert " /opt/palaver/dist/.venv/bin/ray " in line
     assert "RAY_num_workers_soft_limit=" in lines[1]
 
 
 def test_dashboard_listens_on_loopback_alone(prepared: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in prepared["head_start_ray_commands"][1]
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_the_files_for_clouds_are_of_the_form_ray_takes_and_start_it_as_the_local_one_does(
+    cloud: str, written: dict[str, Any]
+) -> None:
+    given = yaml.safe_load((CLUSTER_YAML.parent / "deploy" / f"{cloud}.yaml").read_text())
+    # What `ray up` asks the cloud itself about is left out.
+    validate_config({"cluster_synced_files": [], **given})
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands", "file_mounts"):
+        assert given[commands] == written[commands]
+    assert given["available_node_types"]["head"]["resources"] == {"CPU": 0}
+
+
+def test_every_node_of_the_cluster_on_kubernetes_has_one_image_and_the_token_is_on() -> None:
+    given = yaml.safe_load((CLUSTER_YAML.parent / "deploy" / "kuberay.yaml").read_text())
+    assert given["spec"]["authOptions"] == {"mode": "token"}
+    groups = [given["spec"]["headGroupSpec"], *given["spec"]["workerGroupSpecs"]]
+    containers = [each for group in groups for each in group["template"]["spec"]["containers"]]
+    assert len({each["image"] for each in containers}) == 1
+    assert all(each["env"] == containers[0]["env"] for each in containers)
