@@ -107,6 +107,7 @@ def cluster(
                 _end(processes)
         return
     _check_listening(wanted)
+    _check_let_in(wanted)
     try:
         try:
             _ray.init(address=wanted, **options)
@@ -151,6 +152,41 @@ def _listens(address: str) -> bool:
         raise ClusterUnreachable(f"Ray address {address!r} is not of the form host:port") from None
     except OSError:
         return False
+
+
+def _check_let_in(address: str) -> None:
+    """Ask Ray for its name: with another token than its own, `ray.init` would try for 20 seconds."""
+    import grpc
+
+    at = _running_here() if address == "auto" else address
+    token = _token_to_send()
+    channel = grpc.insecure_channel(str(at), options=[("grpc.enable_http_proxy", 0)])
+    with channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
+                b"", metadata=tuple(token.items()), timeout=_CONNECT_WITHIN_S
+            )
+        except grpc.RpcError as error:
+            if cast("grpc.Call", error).code() is not grpc.StatusCode.UNAUTHENTICATED:
+                return  # whatever it is, ray.init tells
+            places = "~/.ray/auth_token, the file RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+            what = (
+                f"does not take the token that is sent (of {places}); it wants that of its head, which "
+                "`ray get-auth-token` prints there"
+                if token
+                else f"wants a token, and none is sent: set RAY_AUTH_MODE=token, with the token in {places}"
+            )
+            raise ClusterUnreachable(f"Ray at {address!r} {what}") from None
+
+
+def _token_to_send() -> dict[str, str]:
+    """The header with the token that Ray sends from this process; empty without one."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    try:
+        return _ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header()
+    except Exception:  # what Ray raises without a token is of no class of its own
+        return {}
 
 
 def _refusal(address: str, error: Exception) -> str:

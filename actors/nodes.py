@@ -1,4 +1,4 @@
-"""Whether all nodes of a cluster run the palaver that this program runs.
+"""The nodes of a cluster: which one this is, and whether all run the palaver that this program runs.
 
 Conversations and tools travel as pickles between them: of another version they fail in the middle of the
 work, and in words that nobody understands.
@@ -67,6 +67,14 @@ def check_nodes(within_s: float = _ANSWERS_WITHIN_S) -> None:
             _ray.cancel(each, force=True)
     if others:
         raise VersionSkew(told(here, others))
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """A `scheduling_strategy`: the node of this process, so that none is lost with another.
+
+    Not `soft`: such an actor was seen to go elsewhere although the node was there (Ray 2.60).
+    """
+    return NodeAffinitySchedulingStrategy(_ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def told(here: Installed, others: dict[Installed, list[str]]) -> str:

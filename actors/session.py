@@ -17,7 +17,7 @@ from palaver.actors.cluster import cluster
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.inputs import Setup
 from palaver.actors.interrupts import Interrupted, Interrupts
-from palaver.actors.nodes import check_nodes
+from palaver.actors.nodes import check_nodes, here
 from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.actors.swarm import close
@@ -69,7 +69,8 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
             stack.enter_context(setup.provider.hold())
             stack.callback(interrupts.ignore)
         _start_ray(setup.address, screen, interrupts, stack)
-        root = Convo.remote(
+        # With the program that it ends with.
+        root = Convo.options(scheduling_strategy=here()).remote(
             setup.provider,
             tools=setup.tools,
             budget=setup.budget,

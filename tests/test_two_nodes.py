@@ -34,7 +34,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="two-", dir="/tmp"),
     }
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "two_nodes.py")],
+        [sys.executable, str(HERE / "several_nodes.py"), "2"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
