@@ -79,7 +79,7 @@ wheel: install ## What a cluster's nodes install, in dist/: the wheel, its lock,
 	@set -e; rm -rf dist; source=$$(mktemp -d); trap 'rm -rf "$$source"' EXIT; \
 	cp -R pyproject.toml README.md LICENSE actors providers tools "$$source"; mkdir dist; \
 	(cd "$$source" && "$(CURDIR)/$(BIN)/python" -c \
-	  "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])" "$(CURDIR)/dist") >/dev/null; \
+	  "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])" "$(CURDIR)/dist") >/dev/null 2>&1; \
 	cp $(RUN_LOCK) deploy/install.sh dist; ls dist
 
 # The other frameworks that bench/map.py compares with, in an environment of their own.

@@ -68,5 +68,5 @@ class Detached:
         with self.log.open("rb") as log:
             log.seek(self._began_at)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        told = "\n".join(lines[-_TOLD_LINES:]).removeprefix("palaver: error: ")
+        told = "\n".join(lines[-_TOLD_LINES:]).rpartition("palaver: error: ")[2]
         raise NotBegun(told or f"the run in the background ended at once, and said nothing in {self.log}")

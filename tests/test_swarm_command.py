@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import eventually
 
@@ -123,6 +126,39 @@ def test_a_budget_that_is_used_up_ends_a_swarm_that_goes_on_with_a_higher_one(
     assert second.returncode == 0, told
     assert "30 of 200 were finished before" in told
     assert len(lines(path)) == COUNT
+
+
+def test_a_detached_swarm_goes_on_without_its_terminal(ray_cluster: Cluster, tmp_path: Path) -> None:
+    path = swarm(tmp_path)
+    command = [PALAVER, "run", str(path), "--address", ray_cluster.address, "--detach"]
+    terminal = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    root_id, told = terminal.communicate(timeout=60)
+    assert terminal.returncode == 0, told
+    assert f"`palaver cancel {root_id.strip()}` stops it; log: {tmp_path}/out/run.log" in told
+    pid = int(told.split("(process ")[1].split(")")[0])
+    with suppress(ProcessLookupError):  # all that the terminal had
+        os.killpg(terminal.pid, signal.SIGHUP)
+    assert len(lines(path)) < COUNT
+    shown = subprocess.run(
+        [PALAVER, "ps", "--address", ray_cluster.address, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert root_id.strip() in shown.stdout
+    assert eventually(lambda: not psutil.pid_exists(pid), 60)
+    assert len(lines(path)) == COUNT
+    assert "200 of 200 finished" in (tmp_path / "out" / "run.log").read_text()
+
+
+def test_what_keeps_a_detached_swarm_from_its_start_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
+    path = swarm(tmp_path)
+    done = palaver(path, "--detach", "--address", "127.0.0.1:1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("palaver: error: nothing listens at Ray address '127.0.0.1:1'")
+    assert lines(path) == []
 
 
 def test_a_fault_in_the_file_starts_nothing(tmp_path: Path) -> None:
