@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 NEEDED = ("unshare", "nsenter", "setpriv", "ip", "mount", "sshd", "ssh", "ssh-keygen", "rsync")
 USER = "palaver"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENV = {**os.environ, "PATH": _PATH}
+"""Without the folders of administrators on PATH, too."""
 
 _BOOT = """
 set -e
@@ -118,11 +120,12 @@ def missing() -> str:
         return "namespaces are Linux's"
     if os.geteuid() != 0:
         return "namespaces with addresses of their own need root"
-    without = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:{_PATH}") is None]
+    without = [name for name in NEEDED if shutil.which(name, path=_PATH) is None]
     if without:
         return f"{', '.join(without)} not installed"
     tried = subprocess.run(
         [*_unshare(), "sh", "-c", "mount -t tmpfs tmpfs /opt && ip link add name a type bridge"],
+        env=_ENV,
         capture_output=True,
         text=True,
         check=False,
@@ -210,7 +213,7 @@ def _unshare() -> list[str]:
 
 
 def _in_net(host: Host, command: str) -> None:
-    subprocess.run(["nsenter", "--target", str(host.pid), "--net", *command.split()], check=True)
+    subprocess.run(["nsenter", "--target", str(host.pid), "--net", *command.split()], env=_ENV, check=True)
 
 
 def _uv() -> tuple[str, str]:
