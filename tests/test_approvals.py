@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from conftest import eventually, is_alive
+from kinds import Kind
 
 from palaver.actors import Convo, ConvoHandle, reply
 from palaver.actors.approvals import ApprovalRequest, Approved, Denied, RootDesk, as_json
@@ -509,10 +510,9 @@ async def pending_at(handle: ConvoHandle, *seen: str) -> Sequence[ApprovalReques
     return await reply(handle.until_approval_needed.remote(seen, timeout_s=60))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_call_of_a_child_actor_is_answered_at_the_root() -> None:
+async def test_call_of_a_child_actor_is_answered_at_the_root(kind: Kind) -> None:
     root = Convo.remote(Scripted([]), tools=[deploy, remove], label="root")
-    child = await root.sub_convo.remote(tools=[deploy, remove], label="child")
+    child = await kind.sub(root, tools=[deploy, remove], label="child")
     results = child.tool_result_contents.remote(
         response(
             call("t1", "deploy", host="a"),
@@ -568,10 +568,9 @@ async def _none_at(handle: ConvoHandle) -> bool:
     return await handle.pending_approvals.remote() == ()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_asking_takes_neither_resources_nor_places(tmp_path: Path) -> None:
+async def test_asking_takes_neither_resources_nor_places(kind: Kind, tmp_path: Path) -> None:
     root = Convo.remote(Scripted([]), tools=[hang])
-    child = await root.sub_convo.remote(tools=[hang, greedy])
+    child = await kind.sub(root, tools=[hang, greedy])
     runs = [root.tool_result_contents.remote(response(call("t1", "hang", started=str(tmp_path / "1"))))]
     [first] = await pending_at(root)
     await root.approve.remote("t1")

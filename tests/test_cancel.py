@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import eventually, is_alive
+from kinds import Kind
 
-from palaver.actors import Convo, ConvoHandle, UnknownToolCall
+from palaver.actors import ConvoHandle, UnknownToolCall
 from palaver.providers.messages import Message, ToolResult, ToolUse
 from palaver.providers.provider import Response
 from palaver.providers.scripted import Scripted
@@ -108,11 +109,11 @@ async def _cancel_when_started(convo: ConvoHandle, tool_use_id: str, pids: Path)
 
 @pytest.mark.parametrize("stuck", STUCK, ids=lambda each: each.name)
 async def test_cancelled_call_yields_one_error_with_the_cause_while_the_others_finish(
-    stuck: object, tmp_path: Path
+    stuck: object, kind: Kind, tmp_path: Path
 ) -> None:
     name: str = stuck.name  # type: ignore[attr-defined]
-    convo = Convo.remote(Scripted([]), tools=[stuck, short_nap, nap])  # type: ignore[list-item]
-    other = Convo.remote(Scripted([]), tools=[short_nap, nap])
+    convo = await kind.convo(Scripted([]), tools=[stuck, short_nap, nap])
+    other = await kind.convo(Scripted([]), tools=[short_nap, nap])
     await asyncio.gather(_warm(convo, 4), _warm(other, 4))
     unrelated = other.tool_result_contents.remote(_response(*_calls("short_nap", 100)))
     doomed = ToolUse(id="doomed", name=name, input={"pids": str(tmp_path)})
@@ -146,8 +147,8 @@ def _goes_on(name: str, pid: int) -> bool:
     return name in UNWINDABLE and "ray::" in Path(f"/proc/{pid}/cmdline").read_text()
 
 
-async def test_twenty_calls_of_two_seconds_run_at_once_and_come_back_in_call_order() -> None:
-    convo = Convo.remote(Scripted([]), tools=[nap])
+async def test_twenty_calls_of_two_seconds_run_at_once_and_come_back_in_call_order(kind: Kind) -> None:
+    convo = await kind.convo(Scripted([]), tools=[nap])
     await _warm(convo, 20)
     before = time.monotonic()
     results = await convo.tool_result_contents.remote(_response(*_calls("nap", 20)))
@@ -159,8 +160,8 @@ async def test_twenty_calls_of_two_seconds_run_at_once_and_come_back_in_call_ord
     await convo.close.remote()
 
 
-async def test_cancelling_an_unknown_call_names_the_running_ones(tmp_path: Path) -> None:
-    convo = Convo.remote(Scripted([]), tools=[awaits])
+async def test_cancelling_an_unknown_call_names_the_running_ones(kind: Kind, tmp_path: Path) -> None:
+    convo = await kind.convo(Scripted([]), tools=[awaits])
     call = ToolUse(id="real", name="awaits", input={"pids": str(tmp_path)})
     results = convo.tool_result_contents.remote(_response(call))
     assert await asyncio.to_thread(eventually, lambda: any(tmp_path.iterdir()), 20)

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from kinds import Kind
 from pydantic import BaseModel
 from test_conversation import call, convo, echo, hang
 from wire_fakes import FakeClock, FakeServer, ok
 
-from palaver.actors import Convo, RunEnded, ToolEnded, ToolStarted, events, reply
+from palaver.actors import RunEnded, ToolEnded, ToolStarted, events, reply
 from palaver.actors.budget import Budget
-from palaver.actors.cluster import Cluster
 from palaver.actors.conversation import Conversation
 from palaver.actors.errors import ConvoBusy
 from palaver.actors.feed import ConvoEvent, Feed, Responded, Retrying
@@ -307,8 +307,8 @@ class Slowly(Scripted):
 
 
 @pytest.mark.ray
-async def test_an_actor_streams_and_stops_when_nobody_listens(ray_cluster: Cluster) -> None:
-    c = Convo.remote(Slowly([*TWO_TURNS, "word " * 6_000, "again"]), tools=[echo])
+async def test_an_actor_streams_and_stops_when_nobody_listens(kind: Kind) -> None:
+    c = await kind.convo(Slowly([*TWO_TURNS, "word " * 6_000, "again"]), tools=[echo])
     try:
         told = [event async for event in events(c.stream.remote("go"))]
         assert texts(told) == "let me seeit is ü"

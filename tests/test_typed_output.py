@@ -13,10 +13,11 @@ from datetime import date
 from typing import Any, Literal, assert_type
 
 import pytest
+from kinds import Kind
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from palaver.actors import Budget, Convo, RunResult, reply
+from palaver.actors import Budget, RunResult, reply
 from palaver.actors.conversation import Conversation
 from palaver.actors.settings import Settings
 from palaver.actors.typed_output import ACCEPTED, ANSWER_TOOL, OutputInvalid, OutputType
@@ -452,8 +453,9 @@ async def test_a_provider_that_knows_nothing_of_schemas_is_asked_by_tool() -> No
 # On Ray
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_types_travel_to_the_conversation_and_values_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_types_travel_to_the_conversation_and_values_back(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Dog(BaseModel):
         """Of this function alone: no process could import it."""
 
@@ -465,7 +467,8 @@ async def test_types_travel_to_the_conversation_and_values_back(monkeypatch: pyt
             return final(name="Rex", legs=4)
         return f'{{"name": "Fido", "mother": {REX}}}'
 
-    by_schema, by_tool = Convo.remote(Scripted(script, output_by="schema")), Convo.remote(Scripted(script))
+    by_schema = await kind.convo(Scripted(script, output_by="schema"))
+    by_tool = await kind.convo(Scripted(script))
     result = await by_schema.run.remote("Which dog?", output_type=Dog)
     assert_type(result, RunResult[Dog])
     assert isinstance(result.output, Dog)
