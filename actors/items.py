@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import Protocol
 
 from palaver.actors.endings import ended
 from palaver.actors.result import RunResult
@@ -23,10 +24,53 @@ class Item(Value):
 
 
 def as_items(items: Iterable[Item | str]) -> list[Item]:
-    """Items; a text is one that is called by its place, from 1 on."""
-    return [
+    """Items; a text is one that is called by its place, from 1 on.
+
+    Raises ConfigurationError for two of one label, which their results could not be told apart by.
+    """
+    work = [
         Item(label=str(n), prompt=each) if isinstance(each, str) else each for n, each in enumerate(items, 1)
     ]
+    places: dict[str, int] = {}
+    for n, item in enumerate(work, 1):
+        if (other := places.setdefault(item.label, n)) != n:
+            raise ConfigurationError(
+                f"items {other} and {n} are both called {item.label!r}; give each a label of its own, which "
+                "its result is told apart by"
+            )
+    return work
+
+
+class Supply(Protocol):
+    """Items that somebody takes one by one, several at once."""
+
+    def __aiter__(self) -> Supply: ...
+
+    async def __anext__(self) -> Item:
+        """The next; raises StopAsyncIteration when there are no more."""
+        ...
+
+    def end(self) -> None:
+        """Whoever takes them is stopped."""
+        ...
+
+
+class All:
+    """A supply of items that are all there already. Who is stopped takes the rest too, to say so of each."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+
+    def __aiter__(self) -> All:
+        return self
+
+    async def __anext__(self) -> Item:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+    def end(self) -> None:
+        pass
 
 
 class ItemResult(Value):
@@ -90,22 +134,21 @@ def check_concurrency(concurrency: int) -> None:
 
 
 async def at_once(
-    items: Iterable[Item], result_of: Callable[[Item], Awaitable[ItemResult]], concurrency: int
+    items: Supply, result_of: Callable[[Item], Awaitable[ItemResult]], concurrency: int
 ) -> AsyncGenerator[ItemResult]:
     """The results of all items as they come, of at most `concurrency` at once.
 
     `result_of` never raises for what happens to an item. Iterate to the end, or under
-    `contextlib.aclosing`: leaving early cancels what runs. Raises what the iterable raises.
+    `contextlib.aclosing`: leaving early cancels what runs. Raises what the supply raises.
     """
     results: asyncio.Queue[ItemResult | BaseException | None] = asyncio.Queue()
-    waiting = iter(items)
 
     async def work() -> None:
         # The results are fetched when somebody wants them; the next item does not wait for that.
         try:
-            for item in waiting:
+            async for item in items:
                 results.put_nowait(await result_of(item))
-        except Exception as error:  # of the iterable: everything else is a result
+        except Exception as error:  # of the supply: everything else is a result
             results.put_nowait(error)
         finally:
             results.put_nowait(None)

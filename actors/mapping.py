@@ -9,19 +9,48 @@ Layer: actors, core; no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 
 from palaver.actors.batches import Batches
 from palaver.actors.conversation import Conversation
 from palaver.actors.endings import ended, to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed
-from palaver.actors.items import Item, ItemResult, at_once, failed
+from palaver.actors.items import Item, ItemResult, Supply, at_once, failed
 from palaver.actors.result import RunResult
 from palaver.providers.errors import PalaverError
 
 AT_ONCE = 200
 """How many items run at once, unless somebody says otherwise."""
+
+
+class Watch:
+    """Whether a conversation was cancelled or closed since somebody began to watch; `stopped` says why."""
+
+    stopped: PalaverError | None = None
+
+
+@asynccontextmanager
+async def watched(
+    core: Conversation, when_stopped: Callable[[], None] = lambda: None
+) -> AsyncGenerator[Watch]:
+    """Watch a conversation while the block runs: after a cancel it may go on, but not what was stopped."""
+    watch = Watch()
+
+    async def look() -> None:
+        try:
+            watch.stopped = ConvoCancelled(core.id, await core.until_cancelled())
+        except ConvoClosed as closed:
+            watch.stopped = closed
+        when_stopped()
+
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(0)  # it is to see every cancel from now on
+    try:
+        yield watch
+    finally:
+        looking.cancel()
+        await ended(looking)
 
 
 class LightWork:
@@ -39,11 +68,8 @@ class LightWork:
         self._core = core
         self._begin = begin
         self._ask = ask
-        self._stopped: PalaverError | None = None
 
-    async def batches(
-        self, items: Sequence[Item], concurrency: int
-    ) -> AsyncGenerator[tuple[ItemResult, ...]]:
+    async def batches(self, items: Supply, concurrency: int) -> AsyncGenerator[tuple[ItemResult, ...]]:
         """The results of all items, as they come, in batches.
 
         When the conversation is cancelled, closed, or over its budget, the items that are left get a result
@@ -52,32 +78,21 @@ class LightWork:
         come: Batches[ItemResult] = Batches()
 
         async def work() -> None:
-            watch = asyncio.create_task(self._watch())
-            await asyncio.sleep(0)  # it is to see every cancel from now on
-            try:
-                at_work = at_once(items, self._result_of, min(concurrency, len(items)))
-                async with aclosing(at_work) as results:
-                    async for result in results:
-                        come.put(result)
-            finally:
-                watch.cancel()
-                await ended(watch)
+            async with (
+                watched(self._core, items.end) as watch,
+                aclosing(at_once(items, lambda item: self._result_of(item, watch), concurrency)) as results,
+            ):
+                async for result in results:
+                    come.put(result)
 
         async with aclosing(come.while_at(work())) as batches:
             async for batch in batches:
                 yield batch
 
-    async def _watch(self) -> None:
-        """Start nothing more once the conversation was cancelled, although it may go on afterwards."""
+    async def _result_of(self, item: Item, watch: Watch) -> ItemResult:
         try:
-            self._stopped = ConvoCancelled(self._core.id, await self._core.until_cancelled())
-        except ConvoClosed as closed:
-            self._stopped = closed
-
-    async def _result_of(self, item: Item) -> ItemResult:
-        try:
-            if self._stopped is not None:
-                raise self._stopped
+            if watch.stopped is not None:
+                raise watch.stopped
             over = await self._core.over_budget()
             if over is not None and over.stops_requests:
                 raise over

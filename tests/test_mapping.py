@@ -9,7 +9,7 @@ from typing import Any
 
 from palaver.actors.budget import Budget
 from palaver.actors.conversation import Conversation
-from palaver.actors.items import Item, ItemResult, as_items
+from palaver.actors.items import All, Item, ItemResult, as_items
 from palaver.actors.kin import State
 from palaver.actors.mapping import LightWork
 from palaver.actors.result import RunResult
@@ -49,7 +49,7 @@ def work(core: Conversation) -> LightWork:
 
 
 async def all_of(core: Conversation, items: list[Item], concurrency: int = 10) -> list[ItemResult]:
-    return [each async for batch in work(core).batches(items, concurrency) for each in batch]
+    return [each async for batch in work(core).batches(All(items), concurrency) for each in batch]
 
 
 async def test_each_item_has_one_result_and_a_line_and_no_more_than_asked_for_run_at_once() -> None:
@@ -129,7 +129,7 @@ async def test_who_stops_listening_leaves_nothing_open() -> None:
         return "ok"
 
     core = root(Scripted(play, delay_s=0.001))
-    async with aclosing(work(core).batches(as_items(str(n) for n in range(1_000)), 10)) as batches:
+    async with aclosing(work(core).batches(All(as_items(str(n) for n in range(1_000))), 10)) as batches:
         async for _ in batches:
             break
     lines = list((await core.tree()).walk())[1:]
