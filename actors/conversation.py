@@ -25,6 +25,7 @@ from palaver.actors.errors import (
     ConvoBusy,
     ConvoCancelled,
     ConvoClosed,
+    ConvoIdTaken,
     UnknownToolCall,
 )
 from palaver.actors.exchanges import Exchanges
@@ -523,11 +524,16 @@ class Conversation:
 
         Raises BudgetExceeded when there may be no more of them, ConvoClosed, ConvoCancelled.
         """
-        self.refuse_if_ending()
-        child = self.beside(toolset, settings, messages=messages)
-        await self.treasury.open([child._account(self.id)])
-        self.adopt(child.id, child)
-        return child
+        messages = tuple(messages)
+        while True:
+            self.refuse_if_ending()
+            child = self.beside(toolset, settings, messages=messages)
+            try:
+                await self.treasury.open([child._account(self.id)])
+            except ConvoIdTaken:
+                continue
+            self.adopt(child.id, child)
+            return child
 
     def beside(
         self,

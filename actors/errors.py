@@ -128,6 +128,17 @@ class UnknownPrice(ConfigurationError):
         )
 
 
+class ConvoIdTaken(PalaverError):
+    """Another conversation of the tree has the id that one was to get. It gets another one."""
+
+    def __init__(self, convo_id: str) -> None:
+        super().__init__(convo_id)
+        self.convo_id = convo_id
+
+    def __str__(self) -> str:
+        return f"another conversation of the tree is called {self.convo_id}; give this one another id"
+
+
 class UnknownConvo(PalaverError):
     """There is no conversation `convo_id` at or below `asked`."""
 

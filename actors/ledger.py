@@ -31,7 +31,14 @@ from palaver.actors.entries import (
     ResponseCharged,
     ToolCalled,
 )
-from palaver.actors.errors import Breach, BudgetExceeded, ConvoClosed, UnknownConvo, UnknownPrice
+from palaver.actors.errors import (
+    Breach,
+    BudgetExceeded,
+    ConvoClosed,
+    ConvoIdTaken,
+    UnknownConvo,
+    UnknownPrice,
+)
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.retry import Clock
 from palaver.providers.worst_case import WorstCase
@@ -101,12 +108,25 @@ class Ledger:
         return account
 
     def open(self, accounts: Sequence[AccountOpened]) -> None:
-        """Open accounts of one parent, or none. Raises BudgetExceeded, ConvoClosed, UnknownConvo."""
-        parent_id = accounts[0].parent_id if accounts else None
+        """Open accounts of one parent, or none. Again, it changes nothing.
+
+        Raises BudgetExceeded, ConvoClosed, UnknownConvo, and ConvoIdTaken when another has the id.
+        """
+        new = [each for each in accounts if not self._is_open(each)]
+        parent_id = new[0].parent_id if new else None
         if parent_id is not None:
-            self._refuse_children(self._open_account(parent_id), len(accounts))
-        for each in accounts:
+            self._refuse_children(self._open_account(parent_id), len(new))
+        for each in new:
             self._record(each)
+
+    def _is_open(self, opened: AccountOpened) -> bool:
+        account = self._accounts.get(opened.convo_id)
+        if account is None:
+            return False
+        parent_id = None if account.parent is None else account.parent.convo_id
+        if (parent_id, account.label, account.started_at) != (opened.parent_id, opened.label, opened.at):
+            raise ConvoIdTaken(opened.convo_id)
+        return True
 
     def _refuse_children(self, parent: Account, asked: int) -> None:
         for account in parent.lineage:

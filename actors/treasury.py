@@ -58,7 +58,7 @@ class Treasury(Protocol):
     """What a conversation needs of its tree's treasury. Every method may be repeated after a lost answer."""
 
     async def open(self, accounts: Sequence[AccountOpened]) -> None:
-        """Open accounts of one parent, or none. Raises BudgetExceeded, ConvoClosed."""
+        """Open accounts of one parent, or none. Raises BudgetExceeded, ConvoClosed, ConvoIdTaken."""
         ...
 
     async def close(self, convo_id: str, *, lost: bool = False) -> None:

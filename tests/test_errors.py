@@ -67,7 +67,7 @@ def test_only_what_passes_is_retryable() -> None:
 def test_every_error_of_the_package_is_a_palaver_error_and_exported() -> None:
     exported = {
         value
-        for value in map(palaver.providers.__dict__.get, palaver.providers.__all__)
+        for value in (getattr(palaver.providers, name) for name in palaver.providers.__all__)
         if isinstance(value, type) and issubclass(value, BaseException)
     }
     assert {PalaverError, ConfigurationError, *PROVIDER_ERRORS} <= exported

@@ -16,7 +16,7 @@ from wire_fakes import FakeClock
 
 from palaver.actors.budget import Budget
 from palaver.actors.entries import AccountOpened, LedgerEvent, ResponseCharged, ToolCalled
-from palaver.actors.errors import BudgetExceeded, ConvoClosed, UnknownConvo, UnknownPrice
+from palaver.actors.errors import BudgetExceeded, ConvoClosed, ConvoIdTaken, UnknownConvo, UnknownPrice
 from palaver.actors.ledger import DEFAULT_OUTPUT_TOKENS, Ask, Grant, Ledger, Wait
 from palaver.actors.treasury import RootTreasury
 from palaver.providers.errors import ConfigurationError, PalaverError
@@ -72,6 +72,24 @@ def called(convo_id: str, *ids: str) -> list[ToolCalled]:
 
 
 # Reserving
+
+
+def test_an_account_that_is_opened_again_after_a_lost_answer_stays_one() -> None:
+    first = opened("child", "root")
+    ledger = tree(opened("root"), first)
+    ledger.reserve(ask("child", "r1"))
+    ledger.open([first])
+    assert [each.convo_id for each in ledger.accounts("root")] == ["root", "child"]
+    assert ledger.account("root").sub_convos == 1
+    assert ledger.account("child").reserved_usd == Decimal("0.1")
+
+
+def test_an_id_that_another_has_is_refused_and_none_is_opened_with_it() -> None:
+    ledger = tree(opened("root"), opened("child", "root"))
+    other = opened("child", "root").model_copy(update={"label": "another"})
+    with pytest.raises(ConvoIdTaken, match="another conversation of the tree is called child"):
+        ledger.open([opened("new", "root"), other])
+    assert [each.convo_id for each in ledger.accounts("root")] == ["root", "child"]
 
 
 def test_what_is_reserved_is_held_at_every_ancestor_and_comes_back() -> None:
