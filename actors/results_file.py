@@ -7,7 +7,7 @@ a finished item has one line for good.
     replaced.jsonl   lines of items that had not finished, and were run again
     swarm.json       what the results are of, so that nothing else is added to them
 
-Layer: actors, command line; no Ray.
+Layer: actors; no Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from palaver.actors.items import Item
+from pydantic_core import to_jsonable_python
+
+from palaver.actors.items import Item, ItemResult
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.untyped import as_dict, as_text, json_in
 
@@ -45,7 +47,8 @@ class ResultsFile:
         had = self._path.exists()
         if resume and not had:
             raise ConfigurationError(
-                f"--resume: there are no results in {str(folder)!r} to go on from; leave it out to begin"
+                f"there are no results in {str(folder)!r} to go on from; leave --resume (resume=True) out "
+                "to begin"
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,8 +71,8 @@ class ResultsFile:
         lines = self._whole_lines()
         if lines and not resume:
             raise ConfigurationError(
-                f"{str(self._path)!r} has {len(lines)} results already; --resume runs what is missing, or "
-                "name another folder in out"
+                f"{str(self._path)!r} has {len(lines)} results already; --resume (resume=True) runs what is "
+                "missing, or name another folder in out"
             )
         marks = {name: digest(value) for name, value in of.items()}
         before = as_dict(json_in(_read(self._folder / OF)))
@@ -137,14 +140,48 @@ class ResultsFile:
         """The file of the results."""
         return self._path
 
-    def add(self, record: Mapping[str, Any], prompt: str) -> None:
-        """Add the result of an item, made of this prompt. Raises OSError."""
-        line = json.dumps({**record, "prompt_digest": digest(prompt)}, ensure_ascii=False)
-        _write(self._file, line + "\n")
+    def add(self, result: ItemResult, prompt: str) -> None:
+        """Add the result of an item, made of this prompt. Raises OSError.
+
+        What nobody began is simply missing: it is run when the swarm goes on.
+        """
+        if result.convo_id is not None:
+            line = {**record(result, name="item"), "prompt_digest": digest(prompt)}
+            _write(self._file, json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """End the run."""
         os.close(self._file)
+
+
+def record(result: ItemResult, *, name: str, with_name: bool = True) -> dict[str, Any]:
+    """One result as plain values: a line of the results. Money is text, exact; None is unknown.
+
+    `name` is what its label is called.
+    """
+    usage = result.usage
+    run = result.result
+    return {
+        name: result.label if with_name else None,
+        "convo_id": result.convo_id,
+        "finished": result.finished,
+        "stop": run.stop if run is not None else None,
+        "text": run.text if run is not None else None,
+        **({} if run is None or run.output is None else {"output": to_jsonable_python(run.output)}),
+        "error": result.reason or None,
+        "error_type": result.error_type,
+        "usage": None
+        if usage is None
+        else {
+            "responses": usage.responses,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_input_tokens": usage.cache_read_input_tokens,
+            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+            "cost_usd": None if usage.total_cost_usd is None else f"{usage.total_cost_usd:f}",
+            "wall_time_s": usage.wall_time.total_seconds(),
+        },
+    }
 
 
 def _locked(file: int) -> bool:

@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Any, TextIO
-
-from pydantic_core import to_jsonable_python
+from typing import TextIO
 
 from palaver.actors.amounts import progress, summary
 from palaver.actors.attendant import Attendant
@@ -24,7 +22,7 @@ from palaver.actors.items import Item, ItemResult
 from palaver.actors.kin import Branch
 from palaver.actors.live import Watcher, changes, render
 from palaver.actors.replies import reply
-from palaver.actors.results_file import ResultsFile
+from palaver.actors.results_file import ResultsFile, record
 from palaver.actors.screen import Screen
 from palaver.actors.session import Session
 from palaver.actors.swarm import ask, swarm
@@ -80,9 +78,7 @@ def run_swarm(
     prompts = {item.label: item.prompt for item in items}
 
     def write(result: ItemResult) -> None:
-        # What nobody began is simply missing: it is run when the swarm goes on.
-        if result.convo_id is not None:
-            file.add(record(result, name="item"), prompts[result.label])
+        file.add(result, prompts[result.label])
 
     results = swarm(
         session.root,
@@ -297,33 +293,3 @@ class Progress:
 def section(result: ItemResult) -> str:
     """One file's answer, with a heading, for people to read."""
     return f"== {result.label} ==\n{result.text}\n"
-
-
-def record(result: ItemResult, *, name: str, with_name: bool = True) -> dict[str, Any]:
-    """One result as plain values: a line of the results. Money is text, exact; None is unknown.
-
-    `name` is what its label is called.
-    """
-    usage = result.usage
-    run = result.result
-    return {
-        name: result.label if with_name else None,
-        "convo_id": result.convo_id,
-        "finished": result.finished,
-        "stop": run.stop if run is not None else None,
-        "text": run.text if run is not None else None,
-        **({} if run is None or run.output is None else {"output": to_jsonable_python(run.output)}),
-        "error": result.reason or None,
-        "error_type": result.error_type,
-        "usage": None
-        if usage is None
-        else {
-            "responses": usage.responses,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_input_tokens": usage.cache_read_input_tokens,
-            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
-            "cost_usd": None if usage.total_cost_usd is None else f"{usage.total_cost_usd:f}",
-            "wall_time_s": usage.wall_time.total_seconds(),
-        },
-    }

@@ -9,8 +9,10 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import ray
@@ -21,9 +23,11 @@ from palaver.actors.convo import AnyTool, ConvoHandle
 from palaver.actors.endings import ended, to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed, ConvoUnreachable
 from palaver.actors.feed import ConvoEvent, RunEnded
-from palaver.actors.items import Item, ItemResult, as_items, at_once, check_concurrency, failed
+from palaver.actors.items import All, Item, ItemResult, as_items, at_once, check_concurrency, failed
 from palaver.actors.replies import events, reply, results
 from palaver.actors.result import RunResult
+from palaver.actors.results_file import ResultsFile
+from palaver.actors.typed_output import OutputType
 from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import (
     ConfigurationError,
@@ -71,6 +75,8 @@ async def swarm(
     light: bool = False,
     workers: int = 0,
     retries: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **options: Unpack[SwarmOptions],
 ) -> AsyncGenerator[ItemResult]:
     """Run each item in a sub-conversation of `root`, at most `concurrency` at once.
@@ -80,25 +86,56 @@ async def swarm(
     others (see `Convo.map`). An item whose process died, or whose provider failed for the moment, is run
     again up to `retries` times, in another sub-conversation; its usage is that of all of them.
 
+    With `out`, a folder, each result is added to `results.jsonl` in it before it is given here: a line of
+    JSON, with usage. With `resume` the items that have a finished result there are left out, so that who was
+    stopped goes on where it was; those that had not finished are run again.
+
     When `root` is over its budget, cancelled or gone, the items that are left get a result that says so,
     and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
-    Raises ConfigurationError for a concurrency below 1, and for workers of items that are not light.
+    Raises ConfigurationError for a concurrency below 1, for workers of items that are not light, for two
+    items of one label, and for a folder that another run writes to, that has results already without
+    `resume`, or those of another model, prompt or the like.
     """
     check_concurrency(concurrency)
     if workers and not light:
         raise ConfigurationError(f"workers is {workers}; they are for light items (light=True)")
+    if resume and out is None:
+        raise ConfigurationError("resume goes on with the results of a folder; name it with out")
     given = dict(options)
     # Once, and not anew for every item.
     given["tools"] = [pack(each) if isinstance(each, Tool) else each for each in options.get("tools", ())]
     work = as_items(items)
-    at_work = (
-        _mapped(root, work, concurrency, workers, retries, given)
-        if light
-        else _by_processes(root, work, concurrency, retries, given)
-    )
-    async with aclosing(at_work) as results_:
-        async for result in results_:
-            yield result
+    file = None if out is None else ResultsFile(Path(out), await _depends_on(root, options), resume=resume)
+    try:
+        if file is not None:
+            work = file.missing(work)
+        prompts = {item.label: item.prompt for item in work}
+        at_work = (
+            _mapped(root, work, concurrency, workers, retries, given)
+            if light
+            else _by_processes(root, work, concurrency, retries, given)
+        )
+        async with aclosing(at_work) as results_:
+            async for result in results_:
+                if file is not None:
+                    file.add(result, prompts[result.label])
+                yield result
+    finally:
+        if file is not None:
+            file.close()
+
+
+async def _depends_on(root: ConvoHandle, options: SwarmOptions) -> dict[str, object]:
+    """What results depend on, beside their items."""
+    output_type = options.get("output_type")
+    tools = options.get("tools", ())
+    return {
+        "model": (await reply(root.tree.remote(ended=False))).model,
+        "system": options.get("system_prompt", ""),
+        "tools": sorted(each if isinstance(each, str) else each.spec.name for each in tools),
+        "output": None if output_type is None else OutputType(output_type).json_schema,
+        "max_tokens": options.get("max_tokens"),
+    }
 
 
 async def _by_processes(
@@ -117,7 +154,7 @@ async def _by_processes(
 
     watch = asyncio.create_task(at_work.watch())
     try:
-        async with aclosing(at_once(items, result_of, concurrency)) as results_:
+        async with aclosing(at_once(All(items), result_of, min(concurrency, len(items)))) as results_:
             async for result in results_:
                 yield result
     finally:
@@ -134,24 +171,26 @@ async def _mapped(
     options: dict[str, Any],
 ) -> AsyncGenerator[ItemResult]:
     """Light ones: those that may be tried again are, once all others are done."""
-    before: dict[str, list[ItemResult]] = {}
+    before: dict[str, ItemResult] = {}
     left = items
     for tries_left in range(retries, -1, -1):
-        by_label: dict[str, list[Item]] = {}
-        for item in left:
-            by_label.setdefault(item.label, []).append(item)
+        by_label = {item.label: item for item in left}
         again: list[Item] = []
         mapped = root.map.remote(left, concurrency=concurrency, workers=workers, **cast("Any", options))
-        async with aclosing(results(mapped)) as mapped_results:
-            async for new in mapped_results:
-                item = by_label[new.label].pop()
-                earlier = before.get(new.label)
-                result = _together(earlier.pop(), new) if earlier else new
-                if tries_left and may_try_again(result):
-                    before.setdefault(new.label, []).append(result)
-                    again.append(item)
-                else:
-                    yield result
+        try:
+            async with aclosing(results(mapped)) as mapped_results:
+                async for new in mapped_results:
+                    item = by_label.pop(new.label)
+                    result = _together(before.pop(item.label, None), new)
+                    if tries_left and may_try_again(result):
+                        before[item.label] = result
+                        again.append(item)
+                    else:
+                        yield result
+        except (ConvoCancelled, ConvoClosed) as error:
+            for item in [*by_label.values(), *again]:
+                yield _together(before.pop(item.label, None), failed(item, error))
+            return
         left = again
         if not left:
             return
@@ -165,9 +204,9 @@ def may_try_again(result: ItemResult) -> bool:
     return result.error_type in _PASSES
 
 
-def _together(earlier: ItemResult, later: ItemResult) -> ItemResult:
+def _together(earlier: ItemResult | None, later: ItemResult) -> ItemResult:
     """The later of two tries at an item, with the usage of both."""
-    if earlier.usage is None:
+    if earlier is None or earlier.usage is None:
         return later
     usage = earlier.usage if later.usage is None else earlier.usage + later.usage
     return later.model_copy(update={"usage": usage})

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from palaver.actors.items import Item
+from palaver.actors.items import Item, ItemResult, failed
+from palaver.actors.result import RunResult
 from palaver.actors.results_file import ResultsFile, digest
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers import ConfigurationError
 
 OF = {"model": "m", "prompt": "p"}
 ITEMS = [Item(label=name, prompt=f"about {name}") for name in "abc"]
+
+
+AT = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 def opened(folder: Path, *, resume: bool = False, of: dict[str, Any] = OF) -> ResultsFile:
@@ -22,7 +28,10 @@ def opened(folder: Path, *, resume: bool = False, of: dict[str, Any] = OF) -> Re
 
 
 def add(file: ResultsFile, name: str, *, finished: bool = True) -> None:
-    file.add({"item": name, "finished": finished, "text": "grüße"}, f"about {name}")
+    stop = "end_turn" if finished else "budget"
+    usage = CumulativeUsage(started_at=AT, wall_time=timedelta())
+    run = RunResult(convo_id="abc-defg", stop=stop, text="grüße", message=None, responses=1, usage=usage)
+    file.add(ItemResult(label=name, convo_id="abc-defg", result=run), f"about {name}")
 
 
 def names(folder: Path, file: str = "results.jsonl") -> list[str]:
@@ -33,12 +42,17 @@ def test_each_result_is_a_line_as_soon_as_it_is_added(tmp_path: Path) -> None:
     file = opened(tmp_path / "a" / "b")
     add(file, "a")
     [line] = (tmp_path / "a" / "b" / "results.jsonl").read_text().splitlines()
-    assert json.loads(line) == {
-        "item": "a",
-        "finished": True,
-        "text": "grüße",
-        "prompt_digest": digest("about a"),
-    }
+    told = json.loads(line)
+    assert (told["item"], told["finished"], told["text"]) == ("a", True, "grüße")
+    assert told["prompt_digest"] == digest("about a")
+    file.close()
+
+
+def test_what_nobody_began_is_missing(tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    file.add(failed(ITEMS[0], ConfigurationError("no"), "not started: "), "about a")
+    file.add(failed(ITEMS[1], ConfigurationError("no"), convo_id="abc-defg"), "about b")
+    assert names(tmp_path) == ["b"]
     file.close()
 
 
@@ -92,9 +106,9 @@ def test_results_are_not_added_to_unasked(tmp_path: Path) -> None:
     file = opened(tmp_path)
     add(file, "a")
     file.close()
-    with pytest.raises(ConfigurationError, match="has 1 results already; --resume runs what is missing"):
+    with pytest.raises(ConfigurationError, match="has 1 results already; --resume"):
         opened(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"there are no results in .*; leave it out to begin"):
+    with pytest.raises(ConfigurationError, match=r"there are no results in .*; leave --resume"):
         opened(tmp_path / "other", resume=True)
     assert not (tmp_path / "other").exists()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -23,6 +25,9 @@ from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError, RateLimited
 from palaver.providers.provider import Request
 from palaver.providers.scripted import Reply, Scripted
+
+both = pytest.mark.parametrize("light", [False, True], ids=["process", "light"])
+"""Items with processes of their own, and light ones."""
 
 
 class Noting(Scripted):
@@ -92,15 +97,18 @@ async def at_work(root: ConvoHandle, count: int, within_s: float = 20.0) -> None
         await asyncio.sleep(0.02)
 
 
+@both
 async def test_every_item_gets_its_answer_and_no_more_than_asked_for_run_at_once(
-    ray_cluster: Cluster, tmp_path: Path
+    light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
     async with rooted(Noting(notes, delay_s=0.2, cost_usd=1)) as root:
         prompts = [f"p{n}" for n in range(5)]
         results = [
             each
-            async for each in swarm(root, items(*prompts), concurrency=2, system_prompt="s:", max_tokens=9)
+            async for each in swarm(
+                root, items(*prompts), concurrency=2, light=light, system_prompt="s:", max_tokens=9
+            )
         ]
         assert sorted(each.label for each in results) == [f"label of {prompt}" for prompt in prompts]
         assert sorted(each.text for each in results) == [f"s:{prompt}" for prompt in prompts]
@@ -134,11 +142,12 @@ async def test_provider_error_and_dead_process_are_results_and_harm_no_other(
     assert "its process is gone" in died.reason
 
 
+@both
 async def test_over_budget_the_rest_is_told_so_without_a_process(
-    ray_cluster: Cluster, tmp_path: Path
+    light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes"), budget=Budget(max_responses=1)) as root:
-        first, *rest = [each async for each in swarm(root, items("a", "b", "c"), concurrency=1)]
+        first, *rest = [each async for each in swarm(root, items("a", "b", "c"), concurrency=1, light=light)]
         assert first.finished
         assert [(each.convo_id, each.error_type) for each in rest] == [(None, "BudgetExceeded")] * 2
         assert "max_responses is 1" in rest[0].reason
@@ -146,14 +155,18 @@ async def test_over_budget_the_rest_is_told_so_without_a_process(
         assert len((await root.tree.remote()).children) == 1
 
 
+@both
 async def test_cancel_of_the_root_stops_what_runs_and_starts_nothing_more(
-    ray_cluster: Cluster, tmp_path: Path
+    light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes")) as root:
 
         async def collected() -> list[ItemResult]:
             return [
-                each async for each in swarm(root, items(*(f"hang {n}" for n in range(6))), concurrency=2)
+                each
+                async for each in swarm(
+                    root, items(*(f"hang {n}" for n in range(6))), concurrency=2, light=light
+                )
             ]
 
         collecting = asyncio.create_task(collected())
@@ -169,31 +182,58 @@ async def test_cancel_of_the_root_stops_what_runs_and_starts_nothing_more(
         await all_ended(root, len((await root.tree.remote()).children))
 
 
+@both
 async def test_root_that_is_closed_leaves_a_result_for_every_item(
-    ray_cluster: Cluster, tmp_path: Path
+    light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     root = Convo.remote(Noting(tmp_path / "notes"))
     await root.close.remote()
-    results = [each async for each in swarm(root, items("a", "b"), concurrency=1)]
+    results = [each async for each in swarm(root, items("a", "b"), concurrency=1, light=light)]
     assert [(each.convo_id, each.error_type) for each in results] == [(None, "ConvoClosed")] * 2
 
 
+@both
+async def test_a_root_that_is_killed_leaves_a_result_for_every_item(
+    light: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = Convo.remote(Noting(tmp_path / "notes"))
+
+    async def collected() -> list[ItemResult]:
+        work = items("hang", "hang 2", "a", "b")
+        return [each async for each in swarm(root, work, concurrency=2, light=light, retries=1)]
+
+    collecting = asyncio.create_task(collected())
+    await at_work(root, 2)
+    os.kill(await root.__ray_call__.remote(lambda _: os.getpid()), signal.SIGKILL)  # type: ignore[attr-defined]
+    results = await asyncio.wait_for(collecting, 30)
+    assert sorted(each.label for each in results) == sorted(
+        f"label of {name}" for name in ("hang", "hang 2", "a", "b")
+    )
+    assert {each.error_type for each in results} == {"ConvoClosed"}
+
+
+@both
 async def test_consumer_that_stops_listening_leaves_nothing_open(
-    ray_cluster: Cluster, tmp_path: Path
+    light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes")) as root:
-        async with aclosing(swarm(root, items("a", "hang", "hang 2", "b"), concurrency=3)) as results:
+        async with aclosing(
+            swarm(root, items("a", "hang", "hang 2", "b"), concurrency=3, light=light)
+        ) as results:
             async for each in results:
                 assert each.text == "a"
                 break
         await all_ended(root, len((await root.tree.remote()).children))
 
 
-async def test_consumer_that_is_cancelled_leaves_nothing_open(ray_cluster: Cluster, tmp_path: Path) -> None:
+@both
+async def test_consumer_that_is_cancelled_leaves_nothing_open(
+    light: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
     async with rooted(Noting(tmp_path / "notes")) as root:
 
         async def consume() -> None:
-            async for _ in swarm(root, items("hang", "hang 2", "hang 3"), concurrency=2):
+            async for _ in swarm(root, items("hang", "hang 2", "hang 3"), concurrency=2, light=light):
                 pass
 
         consuming = asyncio.create_task(consume())
@@ -264,7 +304,7 @@ async def test_what_a_dead_process_left_is_run_again_and_all_is_counted_once(
         assert total.known_cost_usd >= Decimal("0.9")
 
 
-@pytest.mark.parametrize("light", [False, True], ids=["process", "light"])
+@both
 async def test_without_retries_a_failure_is_the_result(
     light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -280,3 +320,33 @@ async def test_workers_are_for_light_items() -> None:
     nobody: Any = None
     with pytest.raises(ConfigurationError, match=r"workers is 2; they are for light items \(light=True\)"):
         _ = [each async for each in swarm(nobody, [], concurrency=1, workers=2)]
+
+
+@both
+async def test_results_are_lines_in_a_folder_that_another_swarm_goes_on_with(
+    light: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    async with rooted(Scripted(_echo, cost_usd=Decimal("0.5"))) as root:
+        work = items("a", "fail", "c")
+        first = [each async for each in swarm(root, work, concurrency=2, light=light, out=out)]
+        assert [each.label for each in first if not each.finished] == ["label of fail"]
+        lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        assert [line["item"] for line in lines] == [each.label for each in first]
+        assert [line["usage"]["cost_usd"] for line in lines if line["finished"]] == ["0.5", "0.5"]
+        with pytest.raises(ConfigurationError, match=r"has 3 results already; --resume \(resume=True\)"):
+            _ = [each async for each in swarm(root, work, concurrency=2, light=light, out=out)]
+        again = swarm(root, work, concurrency=2, light=light, out=out, resume=True)
+        assert [each.label async for each in again] == ["label of fail"]
+        other = swarm(root, work, concurrency=2, light=light, out=out, resume=True, max_tokens=9)
+        with pytest.raises(ConfigurationError, match="max_tokens changed since the results in"):
+            _ = [each async for each in other]
+        more = [*work, *items("d")]
+        new = swarm(root, more, concurrency=2, light=light, out=out, resume=True)
+        assert sorted([each.label async for each in new]) == ["label of d", "label of fail"]
+
+
+async def test_resume_needs_a_folder() -> None:
+    nobody: Any = None
+    with pytest.raises(ConfigurationError, match="name it with out"):
+        _ = [each async for each in swarm(nobody, [], concurrency=1, resume=True)]
