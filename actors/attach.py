@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, TypeVar, cast
 
 import ray
 from ray.util import list_named_actors
-from rich.table import Table
-from rich.text import Text
 
-from palaver.actors.amounts import dollars, duration, tokens
 from palaver.actors.budget import Budget
 from palaver.actors.cluster import cluster
+from palaver.actors.conversation_table import table
 from palaver.actors.convo import NAMESPACE, ROOT_NAME, ConvoHandle
 from palaver.actors.errors import ConvoClosed, UnknownConvo
 from palaver.actors.kin import Branch
+from palaver.actors.nodes import node_names
 from palaver.actors.replies import reply
-from palaver.actors.screen import Screen, printable
+from palaver.actors.screen import Screen
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Image, Message, Opaque, Thinking, ToolResult, ToolUse
 from palaver.providers.messages import Text as Said
@@ -44,6 +43,7 @@ def print_trees(screen: Screen, address: str, *, ended: bool, as_json: bool) -> 
 
     with cluster(address, log_to_driver=False):
         trees = asyncio.run(look())
+        nodes = node_names()
     branches = [each for each in trees if isinstance(each, Branch)]
     for each in trees:
         if isinstance(each, str):
@@ -51,7 +51,7 @@ def print_trees(screen: Screen, address: str, *, ended: bool, as_json: bool) -> 
     if as_json:
         screen.answer(json.dumps([as_record(line) for each in branches for line in each.walk()]))
     elif branches:
-        screen.table(_table(branches))
+        screen.table(table((line for each in branches for line in each.walk()), nodes))
     else:
         screen.note(f"no conversations at {address}")
     return 0
@@ -163,32 +163,11 @@ def as_record(line: Branch) -> dict[str, Any]:
         "started_at": line.usage.started_at.astimezone(UTC).isoformat(),
         "wall_time_s": line.usage.wall_time.total_seconds(),
         "budget": line.budget.model_dump(mode="json", exclude_none=True),
+        "busy_s": line.busy_s,
         "running_tools": list(line.running_tools),
         "waiting_tools": list(line.waiting_tools),
         "node_id": line.node_id,
     }
-
-
-def _table(branches: list[Branch]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    heads = ("conversation", "id", "state", "turns", "tokens", "spent", "reserved", "age", "node")
-    table.add_row(*(Text(head, style="dim") for head in heads))
-    now = datetime.now(UTC)
-    for branch in branches:
-        for line in branch.walk():
-            doing = f" ({', '.join(line.running_tools)})" if line.running_tools else ""
-            table.add_row(
-                Text(f"{'  ' * line.depth}{printable(line.label) or line.model}"),
-                line.id,
-                Text(f"{line.state.value}{doing}"),
-                str(line.usage.responses),
-                tokens(line.usage.total_tokens),
-                dollars(line.spent_usd),
-                dollars(line.reserved_usd) if line.reserved_usd else "",
-                duration(now - line.usage.started_at),
-                (line.node_id or "")[:8],
-            )
-    return table
 
 
 def as_text(message: Message) -> str:

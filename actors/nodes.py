@@ -9,6 +9,7 @@ Layer: actors; one of the modules that know Ray.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -75,6 +76,15 @@ def here() -> NodeAffinitySchedulingStrategy:
     Not `soft`: such an actor was seen to go elsewhere although the node was there (Ray 2.60).
     """
     return NodeAffinitySchedulingStrategy(_ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def node_names() -> dict[str, str]:
+    """What to call each node, by its id: its address, and where several share that a part of the id."""
+    addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in _ray.nodes()}
+    shared = Counter(addresses.values())
+    return {
+        id: address if shared[address] == 1 else f"{address}/{id[:4]}" for id, address in addresses.items()
+    }
 
 
 def told(here: Installed, others: dict[Installed, list[str]]) -> str:

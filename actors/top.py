@@ -12,28 +12,25 @@ import termios
 import tty
 from collections.abc import Awaitable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from palaver.actors import inputs
-from palaver.actors.amounts import dollars, duration, tokens
+from palaver.actors.amounts import dollars
 from palaver.actors.attach import as_text, at_its_root, find, roots, tree_of
 from palaver.actors.budget import Budget
 from palaver.actors.cluster import cluster
+from palaver.actors.conversation_table import STUCK_S, table
 from palaver.actors.kin import Branch, State
-from palaver.actors.live import state
+from palaver.actors.nodes import node_names
 from palaver.actors.replies import reply
 from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import ConfigurationError, PalaverError
 
 LOOK_EVERY_S = 1.0
-
-SLOW_S, STUCK_S = 60.0, 600.0
-"""A request or tool call that takes longer is shown as slow, and as stuck."""
 
 _KEYS = {b"\x1b[A": "up", b"\x1b[B": "down", b"k": "up", b"j": "down", b"\r": "show", b"\n": "show"}
 _HINT = "up/down choose   c cancel   f fund   enter messages   s sort by time   q end"
@@ -54,6 +51,7 @@ class _Top:
         self._address = address
         self._trees: list[Branch] = []
         self._said: list[str] = []
+        self._nodes: dict[str, str] = {}
         self._chosen = ""
         self._by_time = False
         self._question = ""
@@ -90,6 +88,7 @@ class _Top:
             with suppress(PalaverError):
                 found = await asyncio.gather(*(tree_of(id, root, False) for id, root in roots().items()))
                 self._trees = [each for each in found if isinstance(each, Branch)]
+                self._nodes = await asyncio.to_thread(node_names)
                 self._said = [each for each in found if isinstance(each, str)]
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -129,7 +128,7 @@ class _Top:
         foot = self._question + self._typed if self._question else self._told or _HINT
         return Group(
             Text(self._heading(lines), style="bold", no_wrap=True, overflow="ellipsis"),
-            self._table(lines[first : first + rows]),
+            table(lines[first : first + rows], self._nodes, indented=not self._by_time, chosen=self._chosen),
             Text("\n".join(self._said), style="red"),
             Text(foot, style="dim" if foot == _HINT else "", no_wrap=True, overflow="ellipsis"),
         )
@@ -141,37 +140,12 @@ class _Top:
         trees = f"{len(self._trees)} tree{'' if len(self._trees) == 1 else 's'}"
         told = [f"{trees} at {self._address}", f"{len(lines)} conversations", f"{busy} busy"]
         told += [f"{count} {what}" for count, what in ((stuck, "stuck"), (lost, "lost")) if count]
-        for tree in self._trees[:1]:
-            told.append(f"spent {dollars(tree.spent_usd)}")
-            if tree.reserved_usd:
-                told.append(f"reserved {dollars(tree.reserved_usd)}")
+        spent = [tree.spent_usd for tree in self._trees]
+        known = [each for each in spent if each is not None]
+        told.append(f"spent {dollars(sum(known, Decimal()) if len(known) == len(spent) else None)}")
+        if reserved := sum(tree.reserved_usd for tree in self._trees):
+            told.append(f"reserved {dollars(reserved)}")
         return ", ".join(told)
-
-    def _table(self, lines: Sequence[Branch]) -> Table:
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=44)
-        for _ in range(2):
-            table.add_column(no_wrap=True, overflow="ellipsis")
-        for _ in range(6):
-            table.add_column(justify="right", no_wrap=True)
-        heads = ("conversation", "id", "state", "for", "turns", "tokens", "spent", "age", "node")
-        table.add_row(*(Text(head, style="dim") for head in heads))
-        now = datetime.now(UTC)
-        for line in lines:
-            indent = "" if self._by_time else "  " * line.depth
-            table.add_row(
-                Text(f"{indent}{printable(line.label) or line.model}"),
-                line.id,
-                Text(state(line), style="red" if line.state is State.LOST else ""),
-                _busy(line.busy_s),
-                str(line.usage.responses),
-                tokens(line.usage.total_tokens),
-                dollars(line.spent_usd),
-                duration(now - line.usage.started_at),
-                (line.node_id or "")[:6],
-                style="reverse" if line.id == self._chosen else "",
-            )
-        return table
 
     # What is done
 
@@ -249,15 +223,6 @@ class _Top:
 
 def _limit(budget: Budget) -> str:
     return "no limit of dollars" if budget.max_dollars is None else dollars(budget.max_dollars)
-
-
-def _busy(seconds: float | None) -> Text:
-    if seconds is None:
-        return Text("")
-    told = duration(timedelta(seconds=seconds))
-    if seconds >= STUCK_S:
-        return Text(f"{told} stuck", style="bold red")
-    return Text(f"{told} slow", style="yellow") if seconds >= SLOW_S else Text(told)
 
 
 @contextmanager

@@ -52,8 +52,9 @@ async def test_ps_lists_trees_of_both_kinds_and_show_tells_what_was_said(ray_clu
     assert lines["the root"]["spent_usd"] == lines["one with a process"]["spent_usd"] == "0.50"
     _, out, _ = await palaver(ray_cluster, "ps", "--all")
     table = [line.split() for line in out.splitlines()]
-    assert table[0] == ["conversation", "id", "state", "turns", "tokens", "spent", "reserved", "age", "node"]
-    assert any(line[:3] == ["an", "ended", "one"] and "closed" in line for line in table)
+    heads = ["conversation", "id", "state", "for", "turns", "tokens", "spent", "reserved", "age", "node"]
+    assert table[0] == heads
+    assert any(line[:3] == ["an", "ended", "one"] and line[4] == "ended" for line in table)
     code, out, _ = await palaver(ray_cluster, "show", await process.id.remote())
     assert code == 0
     assert out.splitlines()[:5] == [
