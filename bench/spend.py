@@ -17,6 +17,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 os.environ["PYTHONPATH"] = str(TESTS)
 
+from kinds import Kind  # noqa: E402
 from report import report  # noqa: E402
 from spenders import spend  # noqa: E402
 
@@ -32,7 +33,7 @@ def main() -> None:
     for kills in (0, killed):
         with cluster("local", num_cpus=2, log_to_driver=False):
             began = time.monotonic()
-            spent = asyncio.run(spend(children, Budget(max_dollars=LIMIT), kills=kills))
+            spent = asyncio.run(spend(children, Budget(max_dollars=LIMIT), kind=Kind("process"), kills=kills))
             report(
                 f"{children} spend at once under ${LIMIT}, {kills} of them killed",
                 ratio=float(spent.usd / LIMIT),

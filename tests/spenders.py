@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 import ray
+from kinds import Kind
 
 from palaver.actors import Branch, Budget, Convo, ConvoHandle, reply
 from palaver.actors.errors import BudgetExceeded, ConvoClosed
@@ -46,14 +47,12 @@ class Spent:
         return self.tree.spent_usd
 
 
-async def spend(children: int, budget: Budget, *, kills: int = 0, seed: int = 0) -> Spent:
+async def spend(children: int, budget: Budget, *, kind: Kind, kills: int = 0, seed: int = 0) -> Spent:
     """Let sub-conversations of one root send until each is refused; kill some at random moments."""
     root = Convo.remote(varied(), budget=budget, label="root")
     chance = random.Random(seed)
     try:
-        handles = await asyncio.gather(
-            *(reply(root.sub_convo.remote(label=str(number))) for number in range(children))
-        )
+        handles = await asyncio.gather(*(kind.sub(root, label=str(number)) for number in range(children)))
         await asyncio.gather(*(reply(each.id.remote()) for each in handles))  # all have started
         doomed = chance.sample(handles, kills)
         spending = [asyncio.create_task(_spend(each)) for each in handles]

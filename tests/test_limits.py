@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from kinds import Kind
 
 from palaver.actors import Convo
 from palaver.providers.messages import Message, ToolUse
@@ -138,9 +139,10 @@ def test_places_are_taken_and_given_back() -> None:
         assert take_place(name, 2) is None
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_no_more_calls_of_a_tool_run_at_once_than_it_allows_on_a_node(tmp_path: Path) -> None:
-    convo, other = (Convo.remote(Scripted([]), tools=[alone]) for _ in range(2))
+async def test_no_more_calls_of_a_tool_run_at_once_than_it_allows_on_a_node(
+    kind: Kind, tmp_path: Path
+) -> None:
+    convo, other = [await kind.convo(Scripted([]), tools=[alone]) for _ in range(2)]
     answers = await asyncio.gather(
         *(
             each.tool_result_contents.remote(
@@ -153,12 +155,11 @@ async def test_no_more_calls_of_a_tool_run_at_once_than_it_allows_on_a_node(tmp_
     await asyncio.gather(convo.close.remote(), other.close.remote())
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_a_call_that_waits_for_a_place_can_be_cancelled(tmp_path: Path) -> None:
+async def test_a_call_that_waits_for_a_place_can_be_cancelled(kind: Kind, tmp_path: Path) -> None:
     place = take_place("alone", 1)
     assert place is not None
     with place:
-        convo = Convo.remote(Scripted([]), tools=[alone])
+        convo = await kind.convo(Scripted([]), tools=[alone])
         waiting = convo.tool_result_contents.remote(calls(("alone", {"notes": str(tmp_path), "number": 1})))
         while not (await convo.tree.remote()).running_tools:
             await asyncio.sleep(0.02)
@@ -169,9 +170,10 @@ async def test_a_call_that_waits_for_a_place_can_be_cancelled(tmp_path: Path) ->
     await convo.close.remote()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_a_call_whose_process_died_is_made_again_only_when_its_tool_says_so(tmp_path: Path) -> None:
-    convo = Convo.remote(Scripted([]), tools=[repeatable, unrepeatable])
+async def test_a_call_whose_process_died_is_made_again_only_when_its_tool_says_so(
+    kind: Kind, tmp_path: Path
+) -> None:
+    convo = await kind.convo(Scripted([]), tools=[repeatable, unrepeatable])
     folders = [tmp_path / "a", tmp_path / "b"]
     for each in folders:
         each.mkdir()
@@ -184,10 +186,9 @@ async def test_a_call_whose_process_died_is_made_again_only_when_its_tool_says_s
     await convo.close.remote()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_a_conversations_limits_hold_for_tools_that_set_none_and_below() -> None:
-    convo = Convo.remote(Scripted([]), tools=[patient, slow], tool_limits=ToolLimits(timeout_s=0.4))
-    child = await convo.sub_convo.remote(tools=["slow"])
+async def test_a_conversations_limits_hold_for_tools_that_set_none_and_below(kind: Kind) -> None:
+    convo = await kind.convo(Scripted([]), tools=[patient, slow], tool_limits=ToolLimits(timeout_s=0.4))
+    child = await kind.sub(convo, tools=["slow"])
     done, late = await convo.tool_result_contents.remote(calls(("patient", {}), ("slow", {})))
     (below,) = await child.tool_result_contents.remote(calls(("slow", {})))
     assert done.text == "done"
@@ -196,9 +197,8 @@ async def test_a_conversations_limits_hold_for_tools_that_set_none_and_below() -
     await convo.close.remote()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-async def test_state_is_kept_between_the_calls_of_one_conversation_alone() -> None:
-    convo, other = (Convo.remote(Scripted([]), tools=[counts, forgets]) for _ in range(2))
+async def test_state_is_kept_between_the_calls_of_one_conversation_alone(kind: Kind) -> None:
+    convo, other = [await kind.convo(Scripted([]), tools=[counts, forgets]) for _ in range(2)]
     told: list[str] = []
     for each, name in ((convo, "counts"), (convo, "counts"), (other, "counts"), (convo, "forgets")):
         (result,) = await each.tool_result_contents.remote(calls((name, {})))

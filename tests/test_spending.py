@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 
 import pytest
+from kinds import Kind
 from spenders import spend
 
 from palaver.actors import Budget, BudgetExceeded, Convo, State, UnknownConvo, UnknownPrice, reply
@@ -22,8 +23,8 @@ CHILDREN = 20
 LIMIT = Decimal("0.12")
 
 
-async def test_many_that_spend_at_once_use_a_budget_up_and_never_pass_it(ray_cluster: Cluster) -> None:
-    spent = await spend(CHILDREN, Budget(max_dollars=LIMIT))
+async def test_many_that_spend_at_once_use_a_budget_up_and_never_pass_it(kind: Kind) -> None:
+    spent = await spend(CHILDREN, Budget(max_dollars=LIMIT), kind=kind)
     assert LIMIT * Decimal("0.95") <= spent.usd <= LIMIT
     assert spent.over == CHILDREN
     assert spent.answers == spent.tree.usage.responses
@@ -32,7 +33,7 @@ async def test_many_that_spend_at_once_use_a_budget_up_and_never_pass_it(ray_clu
 
 
 async def test_what_killed_processes_had_reserved_is_spent_by_the_others(ray_cluster: Cluster) -> None:
-    spent = await spend(CHILDREN, Budget(max_dollars=LIMIT), kills=4)
+    spent = await spend(CHILDREN, Budget(max_dollars=LIMIT), kind=Kind("process"), kills=4)
     assert LIMIT * Decimal("0.9") <= spent.usd <= LIMIT
     assert (spent.killed, spent.over) == (4, CHILDREN - 4)
     lost = [child for child in spent.tree.children if child.state is State.LOST]
@@ -53,15 +54,15 @@ def call_a_tool(request: Request) -> Reply:
 
 
 async def test_a_deadline_of_three_seconds_on_the_root_stops_a_grandchilds_request_and_tool(
-    ray_cluster: Cluster,
+    kind: Kind,
 ) -> None:
     root = Convo.remote(Scripted(call_a_tool, delay_s=0.01), budget=Budget(max_wall_time=3))
     slow_root = Convo.remote(Scripted(["late"], delay_s=60), budget=Budget(max_wall_time=3))
     try:
-        child = await reply(root.sub_convo.remote())
-        at_tool = await reply(child.sub_convo.remote(tools=[sleep_long]))
-        slow_child = await reply(slow_root.sub_convo.remote())
-        at_request = await reply(slow_child.sub_convo.remote(budget=Budget(max_wall_time=600)))
+        child = await kind.sub(root)
+        at_tool = await kind.sub(child, tools=[sleep_long])
+        slow_child = await kind.sub(slow_root)
+        at_request = await kind.sub(slow_child, budget=Budget(max_wall_time=600))
         runs = [asyncio.create_task(reply(each.run.remote("go"))) for each in (at_tool, at_request)]
         ended = await asyncio.wait_for(asyncio.gather(*runs), 20)
         for result, root_of_it in zip(ended, (root, slow_root), strict=True):
@@ -75,11 +76,11 @@ async def test_a_deadline_of_three_seconds_on_the_root_stops_a_grandchilds_reque
         await asyncio.gather(*(reply(each.close.remote()) for each in (root, slow_root)))
 
 
-async def test_a_root_funds_its_grandchild_while_that_waits(ray_cluster: Cluster) -> None:
+async def test_a_root_funds_its_grandchild_while_that_waits(kind: Kind) -> None:
     root = Convo.remote(Scripted(lambda _: "ok", delay_s=2, cost_usd=1))
     try:
-        child = await reply(root.sub_convo.remote(budget=Budget(max_dollars="1.5")))
-        grandchild = await reply(child.sub_convo.remote(label="grandchild"))
+        child = await kind.sub(root, budget=Budget(max_dollars="1.5"))
+        grandchild = await kind.sub(child, label="grandchild")
         child_id = await reply(child.id.remote())
         first = asyncio.create_task(reply(child.send_user_text_message.remote("x")))
         waiting = asyncio.create_task(reply(grandchild.send_user_text_message.remote("x")))
