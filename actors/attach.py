@@ -51,7 +51,8 @@ def print_trees(screen: Screen, address: str, *, ended: bool, as_json: bool) -> 
     if as_json:
         screen.answer(json.dumps([as_record(line) for each in branches for line in each.walk()]))
     elif branches:
-        screen.table(table((line for each in branches for line in each.walk()), nodes))
+        width = screen.out_console.size.width if screen.out_is_terminal else None
+        screen.table(table((line for each in branches for line in each.walk()), nodes, width=width))
     else:
         screen.note(f"no conversations at {address}")
     return 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -22,13 +22,11 @@ from typing import Any, cast
 import psutil
 import ray
 
-from palaver.actors.own_rays import ADDRESS, PATTERN, TOKEN
+from palaver.actors.own_rays import ADDRESS, CONNECT_WITHIN_S, PATTERN, TOKEN, listens, started_here
 from palaver.providers.errors import ConfigurationError
 from palaver.tools.guarded import guarded
 
 _ray = cast("Any", ray)  # which is typed in part
-
-_CONNECT_WITHIN_S = 5.0
 
 _LONGEST_TEMPORARY_FOLDER = 16
 """The paths of Ray's sockets may have 107 bytes, of which those below our folder take up to 65 and its
@@ -78,7 +76,7 @@ def cluster(
             )
         yield Cluster(current, owned=False)
         return
-    wanted = None if address == "local" else address or os.environ.get("RAY_ADDRESS") or _running_here()
+    wanted = None if address == "local" else address or os.environ.get("RAY_ADDRESS") or started_here()
     options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     # Already what ray.init says before it sets its level.
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -118,53 +116,34 @@ def cluster(
         _ray.shutdown()
 
 
-def _running_here() -> str | None:
-    """The address of a Ray that runs on this machine, None when there is none."""
-    with suppress(OSError):
-        address = (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").read_text().strip()
-        # The file outlives a Ray that was killed.
-        if address and _listens(address):
-            return address
-    return None
-
-
 def _check_listening(address: str) -> None:
     if address == "auto":
-        running = _running_here()
+        running = started_here()
         if running is None:
             raise ClusterUnreachable(
                 "no Ray runs on this machine; start one with `ray start --head`, or leave the address "
                 "out to have one started for this run"
             )
-    elif not _listens(address):
+    elif not re.fullmatch(r".+:\d{1,5}", address):
+        raise ClusterUnreachable(f"Ray address {address!r} is not of the form host:port")
+    elif not listens(address):
         raise ClusterUnreachable(
             f"nothing listens at Ray address {address!r}; check host and port (`ray start --head` prints "
             "them, the port is 6379 by default), or leave the address out to have a Ray started here"
         )
 
 
-def _listens(address: str) -> bool:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN_S):
-            return True
-    except ValueError:
-        raise ClusterUnreachable(f"Ray address {address!r} is not of the form host:port") from None
-    except OSError:
-        return False
-
-
 def _check_let_in(address: str) -> None:
     """Ask Ray for its name: with another token than its own, `ray.init` would try for 20 seconds."""
     import grpc
 
-    at = _running_here() if address == "auto" else address
+    at = started_here() if address == "auto" else address
     token = _token_to_send()
     channel = grpc.insecure_channel(str(at), options=[("grpc.enable_http_proxy", 0)])
     with channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(
-                b"", metadata=tuple(token.items()), timeout=_CONNECT_WITHIN_S
+                b"", metadata=tuple(token.items()), timeout=CONNECT_WITHIN_S
             )
         except grpc.RpcError as error:
             if cast("grpc.Call", error).code() is not grpc.StatusCode.UNAUTHENTICATED:

@@ -21,7 +21,7 @@ ADDRESS, TOKEN = "address", "token"
 """Files in the folder of such a Ray: where it listens, and what lets its user in."""
 
 PATTERN = "palaver-[0-9]*-*"
-_CONNECT_WITHIN_S = 2.0
+CONNECT_WITHIN_S = 5.0
 
 
 class NoRay(ConfigurationError):
@@ -35,7 +35,7 @@ def join(address: str | None) -> str:
     this user started for itself. Raises NoRay when there is none, or more than one of those.
     """
     own = own_running()
-    wanted = address or os.environ.get("RAY_ADDRESS") or _started_here()
+    wanted = address or os.environ.get("RAY_ADDRESS") or started_here()
     if wanted is None and len(own) > 1:
         raise NoRay(f"several palavers run here, at {', '.join(sorted(own))}; choose one with --address")
     if wanted is None and not own:
@@ -60,7 +60,7 @@ def own_running() -> dict[str, Path]:
     return found
 
 
-def _started_here() -> str | None:
+def started_here() -> str | None:
     """The address of a Ray that `ray start` began on this machine; None when there is none."""
     with suppress(OSError):
         address = (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").read_text().strip()
@@ -74,7 +74,7 @@ def listens(address: str) -> bool:
     """Whether something listens at host:port."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN_S):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_WITHIN_S):
             return True
     except (OSError, ValueError):
         return False

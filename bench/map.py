@@ -117,6 +117,20 @@ def compare(name: str, script: Any, count: int, *options: str, **ours: Any) -> N
     )
 
 
+def compare_workers() -> None:
+    """Print one line: two processes that share the items, against one that has all."""
+    pairs = [
+        (asyncio.run(mapped(instant, ITEMS // 4, workers=2))[0], asyncio.run(mapped(instant, ITEMS // 4))[0])
+        for _ in range(ROUNDS)
+    ]
+    report(
+        "map, 2 workers",
+        items=ITEMS // 4,
+        a_second=statistics.median(mine for mine, _ in pairs),
+        by_one_process=ratio(pairs),
+    )
+
+
 def serve(port: Any) -> None:
     """Answer every request after ANSWER_S."""
     body = json.dumps(
@@ -197,6 +211,7 @@ def main() -> None:
         if not OTHERS_PYTHON.exists():
             raise SystemExit("make bench installs what the rest compares with")
         compare("map", instant, ITEMS)
+        compare_workers()
         compare("map, a tool call each", calls_once, WITH_TOOLS, "tool", tools=[weather])
 
 

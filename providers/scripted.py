@@ -64,7 +64,7 @@ class Scripted:
         *,
         model: str = "scripted",
         delay_s: float = 0.0,
-        cost_usd: Decimal | int | None = 0,
+        cost_usd: Decimal | int | str | None = 0,
         record_to: Path | str | None = None,
         price: Price | None = None,
         max_tokens: int | None = None,
@@ -73,7 +73,8 @@ class Scripted:
     ) -> None:
         check_given(price)
         check_context_window(context_window)
-        if cost_usd is not None and not (Decimal(cost_usd).is_finite() and cost_usd >= 0):
+        cost_usd = None if cost_usd is None else Decimal(cost_usd)
+        if cost_usd is not None and not (cost_usd.is_finite() and cost_usd >= 0):
             raise ConfigurationError(f"cost_usd is {cost_usd}; a reply costs 0 or more, or None for unknown")
         if price is not None and cost_usd != 0:
             raise ConfigurationError(
@@ -85,7 +86,7 @@ class Scripted:
         self._replies: Script | tuple[Reply, ...] = replies if callable(replies) else tuple(replies)
         self._model = model
         self._delay_s = delay_s
-        self._cost_usd = None if cost_usd is None else Decimal(cost_usd)
+        self._cost_usd = cost_usd
         self._price = price
         self._max_tokens = max_tokens
         self._record_to = None if record_to is None else Path(record_to)
