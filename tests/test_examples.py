@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from conftest import eventually
 
+from palaver.actors import Convo
+from palaver.actors.cluster import Cluster
 from palaver.actors.swarm_file import load
-from palaver.providers import OpenAI, provider_for
+from palaver.providers import OpenAI, Scripted, provider_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -171,3 +173,36 @@ def test_every_command_line_option_in_the_docs_exists() -> None:
     for name, text in DOCS.items():
         for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", others.sub("", text)):
             assert option in shown, f"{name}: {option}"
+
+
+def function_of(text: str, name: str) -> Any:
+    """The function of that name in the Python of a page."""
+    (block,) = [
+        each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"def {name}(" in each
+    ]
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102
+    return names[name]
+
+
+async def test_the_functions_of_the_docs_do_what_they_say(
+    ray_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"a": "one", "b": "two", "c": "three"}
+    model = Scripted(lambda request: f"said: {request.messages[0].text}", cost_usd=1)
+
+    summaries = function_of(DOCS["swarms.md"], "summaries")
+    await summaries(model, texts, tmp_path)
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"{name} said: Summarise: {text}" for name, text in texts.items()
+    ]
+    await summaries(model, {**texts, "d": "four"}, tmp_path, resume=True)
+    assert capsys.readouterr().out == "d said: Summarise: four\n"
+
+    await function_of(DOCS["costs.md"], "within_two_dollars")(Scripted(["ok"], cost_usd="0.05"), texts)
+    assert sorted(capsys.readouterr().out.splitlines()) == ["a 0.05", "b 0.05", "c 0.05"]
+
+    convo = Convo.remote(Scripted(['{"name": "Rex", "legs": 4}'], output_by="schema"))
+    pet = await function_of(README, "pet_of")(convo)
+    assert (pet.name, pet.legs) == ("Rex", 4)
+    await convo.close.remote()
