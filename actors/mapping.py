@@ -9,8 +9,9 @@ Layer: actors, core; no Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from palaver.actors.batches import Batches
 from palaver.actors.conversation import Conversation
@@ -56,18 +57,18 @@ async def watched(
 class LightWork:
     """The work of conversation `core`.
 
-    `begin` starts a sub-conversation in this process, and adopts it; `ask` runs an item in one.
+    `begin` starts a sub-conversation in this process, and adopts it; `asked` is as in `Conversation.run`.
     """
 
     def __init__(
         self,
         core: Conversation,
         begin: Callable[[Item], Awaitable[Conversation]],
-        ask: Callable[[Conversation, Item], Awaitable[RunResult]],
+        asked: Mapping[str, Any],
     ) -> None:
         self._core = core
         self._begin = begin
-        self._ask = ask
+        self._asked = asked
 
     async def batches(self, items: Supply, concurrency: int) -> AsyncGenerator[tuple[ItemResult, ...]]:
         """The results of all items, as they come, in batches.
@@ -100,7 +101,7 @@ class LightWork:
         except Exception as error:
             return failed(item, error, "not started: ")
         try:
-            result = await self._ask(child, item)
+            result: RunResult[Any] = await child.run(item.prompt, **self._asked)
             return ItemResult(label=item.label, convo_id=child.id, result=result, usage=result.usage)
         except Exception as error:  # also those of a provider that somebody wrote
             usage = await child.cumulative_usage()

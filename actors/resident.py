@@ -18,7 +18,7 @@ from palaver.actors.context import Compaction
 from palaver.actors.conversation import Conversation
 from palaver.actors.errors import BudgetExceeded, ConvoClosed, UnknownConvo
 from palaver.actors.feed import ConvoEvent
-from palaver.actors.items import All, Item, ItemResult, Supply, as_items, check_concurrency
+from palaver.actors.items import All, Item, ItemResult, as_items, check_concurrency
 from palaver.actors.kin import Activity, Branch
 from palaver.actors.mapping import AT_ONCE, LightWork
 from palaver.actors.options import SubConvoOptions
@@ -27,6 +27,7 @@ from palaver.actors.remote_methods import remote_map, remote_run, remote_stream,
 from palaver.actors.replies import reply
 from palaver.actors.report import CancelReport, StoppedCall
 from palaver.actors.result import RunResult
+from palaver.actors.settings import Settings
 from palaver.actors.sub_convos import Seat, SubConvos
 from palaver.actors.typed_output import OUTPUT_RETRIES
 from palaver.actors.usage import CumulativeUsage
@@ -34,6 +35,7 @@ from palaver.actors.workers import SharedWork, Stock, Taken
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Content, Message, ToolResult
 from palaver.providers.provider import Response
+from palaver.tools.task import AnyPacked
 
 
 class Household:
@@ -397,45 +399,41 @@ class Resident:
         work = as_items(items)
         concurrency = min(concurrency, len(work) or 1)
         asked = {"output_type": output_type, "output_retries": output_retries}
+        settings, tools = await self._sub_convos.prepared(options)
+        within_call = options.get("within_call")
         if workers:
-            batches = self._mapped_by_workers(work, workers, concurrency, options, asked)
+            own: SubConvoOptions = {
+                "actor_options": options.get("actor_options"),
+                "within_call": within_call,
+            }
+            batches = self._mapped_by_workers(work, workers, concurrency, own, (settings, tools, asked))
         else:
             if options.get("actor_options"):
                 raise ConfigurationError("light sub-conversations have no actors; actor_options need workers")
-            batches = (await self._light_work(options, asked)).batches(All(work), concurrency)
+            begin = self._sub_convos.for_items(settings, tools, within_call)
+            batches = LightWork(self._core, begin, asked).batches(All(work), concurrency)
         async with aclosing(batches):
             async for batch in batches:
                 yield batch
-
-    async def _light_work(self, options: SubConvoOptions, asked: Mapping[str, Any]) -> LightWork:
-        begin = await self._sub_convos.for_each_item(options)
-
-        async def ask(child: Conversation, item: Item) -> RunResult[Any]:
-            return await child.run(item.prompt, **asked)
-
-        return LightWork(self._core, begin, ask)
 
     async def _mapped_by_workers(
         self,
         items: Sequence[Item],
         workers: int,
         concurrency: int,
-        options: SubConvoOptions,
-        asked: Mapping[str, Any],
+        own: SubConvoOptions,
+        of_items: tuple[Settings, Sequence[AnyPacked], Mapping[str, Any]],
     ) -> AsyncGenerator[tuple[ItemResult, ...]]:
         if workers < 1:
             raise ConfigurationError(f"workers is {workers}; use 0 for none, or 1 or more")
         workers = min(workers, concurrency)
-        own: SubConvoOptions = {"actor_options": options.get("actor_options")}
-        own["within_call"] = options.get("within_call")
-        of_items = {name: each for name, each in options.items() if name not in own}
         number, stock = next(self._stock_numbers), Stock(items, workers)
 
         async def start(labels: Sequence[str]) -> list[ConvoHandle]:
             return await self._sub_convos.start([{**own, "label": label} for label in labels])
 
         def work(worker: ConvoHandle, at_once: int) -> Any:
-            return cast("Any", worker).work_off.remote(self._handle, number, at_once, of_items, asked)
+            return cast("Any", worker).work_off.remote(self._handle, number, at_once, *of_items)
 
         self._stocks[number] = stock
         try:
@@ -453,7 +451,8 @@ class Resident:
         giver: ConvoHandle,
         stock: int,
         concurrency: int,
-        options: SubConvoOptions,
+        settings: Settings,
+        tools: Sequence[AnyPacked],
         asked: Mapping[str, Any],
     ) -> AsyncGenerator[tuple[ItemResult, ...]]:
         """Run items that `giver`, the parent, hands out, in light sub-conversations."""
@@ -461,9 +460,8 @@ class Resident:
         async def take(number: int, wanted: int) -> tuple[Item, ...]:
             return await reply(giver.hand_out.remote(stock, self._core.id, number, wanted))
 
-        supply: Supply = Taken(take, concurrency)
-        work = await self._light_work(options, asked)
-        async with aclosing(work.batches(supply, concurrency)) as batches:
+        work = LightWork(self._core, self._sub_convos.for_items(settings, tools), asked)
+        async with aclosing(work.batches(Taken(take, concurrency), concurrency)) as batches:
             async for batch in batches:
                 yield batch
 

@@ -76,7 +76,7 @@ class SubConvos:
         light: bool = False,
     ) -> list[Any]:
         """Start all or none. Raises what `Convo.sub_convos` raises."""
-        prepared = [await self._prepared(options) for options in options_of_each]
+        prepared = [await self.prepared(options) for options in options_of_each]
         if light and any(options.get("actor_options") for options in options_of_each):
             raise ConfigurationError("a light sub-conversation has no actor; leave actor_options out")
         accounts = await self._opened(
@@ -99,10 +99,10 @@ class SubConvos:
                 handles.append(self._start_actor(account.convo_id, options, settings, tools, messages))
         return handles
 
-    async def for_each_item(self, options: SubConvoOptions) -> Callable[[Item], Awaitable[Conversation]]:
-        """What begins a light one for an item, with these options, which are looked through once."""
-        settings, tools = await self._prepared(options)
-        within_call = options.get("within_call")
+    def for_items(
+        self, settings: Settings, tools: Sequence[AnyPacked], within_call: str | None = None
+    ) -> Callable[[Item], Awaitable[Conversation]]:
+        """What begins a light one for an item, as it was `prepared`."""
 
         async def begin(item: Item) -> Conversation:
             own = replace(settings, label=item.label)
@@ -146,7 +146,7 @@ class SubConvos:
             if at_most is not None:
                 self._core.refuse_too_many(len(options_of_each), at_most, within_call)
 
-    async def _prepared(self, options: SubConvoOptions) -> tuple[Settings, list[AnyPacked]]:
+    async def prepared(self, options: SubConvoOptions) -> tuple[Settings, list[AnyPacked]]:
         """What a sub-conversation is started with. Everything that can be refused is refused here."""
         check_options(options)
         share = options.get("budget_share")

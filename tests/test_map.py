@@ -56,6 +56,20 @@ async def test_each_item_calls_tools_as_tasks_that_reach_its_own_conversation() 
     await root.close.remote()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_items_have_the_tools_that_are_passed_on_by_name_and_a_share_of_the_budget(
+    workers: int,
+) -> None:
+    root = Convo.remote(
+        Scripted(calls_then_ends, cost_usd=Decimal("0.1")), tools=[who], budget=Budget(max_dollars=2)
+    )
+    mapped = await _all(root.map.remote(["a"], tools=["who"], budget_share=0.5, workers=workers))
+    assert mapped[0].text.startswith(f"{mapped[0].convo_id} ")
+    lines = {line.label: line for line in (await root.tree.remote()).walk()}
+    assert lines["1"].budget == Budget(max_dollars=1)
+    await root.close.remote()
+
+
 async def test_answers_of_a_type_and_budgets_for_each() -> None:
     root = Convo.remote(Scripted(['{"total": 3}'], output_by="schema", cost_usd=1))
     mapped = [each async for each in results(root.map.remote(["1 + 2"] * 3, output_type=Sum))]
@@ -205,8 +219,9 @@ async def test_what_cannot_work_is_refused_before_anything_runs() -> None:
         await anext(results(root.map.remote(["a"], actor_options={"num_cpus": 1})))
     with pytest.raises(ConfigurationError, match="leave actor_options out"):
         await root.light_sub_convo.remote(actor_options={"num_cpus": 1})
-    with pytest.raises(ConfigurationError, match="no tool 'x' to pass on"):
-        await anext(results(root.map.remote(["a"], tools=["x"])))
+    for workers in (0, 2):
+        with pytest.raises(ConfigurationError, match="no tool 'x' to pass on"):
+            await anext(results(root.map.remote(["a"], tools=["x"], workers=workers)))
     assert (await root.tree.remote()).children == ()
     await root.close.remote()
 

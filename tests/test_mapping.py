@@ -12,7 +12,6 @@ from palaver.actors.conversation import Conversation
 from palaver.actors.items import All, Item, ItemResult, as_items
 from palaver.actors.kin import State
 from palaver.actors.mapping import LightWork
-from palaver.actors.result import RunResult
 from palaver.actors.settings import Settings
 from palaver.providers import Message, Overloaded, Request, Response, Scripted
 from palaver.tools.toolset import InlineToolset
@@ -42,10 +41,7 @@ def work(core: Conversation) -> LightWork:
     async def begin(item: Item) -> Conversation:
         return await core.sub_conversation(InlineToolset(()), Settings(label=item.label))
 
-    async def ask(child: Conversation, item: Item) -> RunResult[Any]:
-        return await child.run(item.prompt)
-
-    return LightWork(core, begin, ask)
+    return LightWork(core, begin, {})
 
 
 async def all_of(core: Conversation, items: list[Item], concurrency: int = 10) -> list[ItemResult]:
