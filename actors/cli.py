@@ -19,15 +19,39 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from palaver.actors import inputs, own_rays, swarm_file
-from palaver.actors.budget import Budget
+from palaver.actors import inputs, swarm_file
+from palaver.actors.cli_attach import app as attached
+from palaver.actors.cli_options import (
+    Address,
+    BaseUrl,
+    CompactFrom,
+    ContextWindow,
+    MaxDepth,
+    MaxDollars,
+    MaxResponses,
+    MaxSubConvos,
+    MaxTokens,
+    MaxToolCalls,
+    MaxTotalTokens,
+    MaxWallTime,
+    Mcp,
+    Model,
+    ModelPrice,
+    RequestsPerMinute,
+    Server,
+    System,
+    TellBudget,
+    TokensPerMinute,
+    Tools,
+    ToolTimeout,
+    WorkspaceFolder,
+    Yes,
+)
 from palaver.actors.detached import Detached
 from palaver.actors.interrupts import Interrupted, Interrupts
 from palaver.actors.results_file import ResultsFile
 from palaver.actors.screen import Screen, printable
 from palaver.providers.errors import ConfigurationError, PalaverError
-from palaver.providers.profiles import SERVERS
-from palaver.tools.builtin import CATALOGUE
 
 app = typer.Typer(
     name="palaver",
@@ -37,112 +61,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DEFAULT_CONCURRENCY = 4
+app.add_typer(attached)
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="A name of `palaver models`, SERVICE/MODEL, local, or scripted:FILE. Default: by the key set."
-    ),
-]
-BaseUrl = Annotated[str | None, typer.Option(help="A server that speaks chat completions; needs --model.")]
-ModelPrice = Annotated[
-    str | None,
-    typer.Option(
-        "--price",
-        help="USD per million tokens, like 0.15/0.60, instead of the list price; needs --model.",
-        metavar="INPUT/OUTPUT",
-    ),
-]
-RequestsPerMinute = Annotated[
-    float | None,
-    typer.Option(help="What the key may send. Default: learned from refusals; needs --model.", metavar="N"),
-]
-TokensPerMinute = Annotated[
-    float | None,
-    typer.Option(help="What the key may send. Default: learned from refusals; needs --model.", metavar="N"),
-]
-System = Annotated[str, typer.Option(help="The system prompt.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of one answer.", metavar="N")]
-MaxDollars = Annotated[str | None, typer.Option(help="USD for all of it together.", metavar="USD")]
-MaxResponses = Annotated[int | None, typer.Option(help="Answers for all of it together.", metavar="N")]
-MaxWallTime = Annotated[float | None, typer.Option(help="Seconds for all of it together.", metavar="SECONDS")]
-MaxTotalTokens = Annotated[
-    int | None, typer.Option(help="Tokens, input and output, for all of it together.", metavar="N")
-]
-MaxToolCalls = Annotated[int | None, typer.Option(help="Tool calls for all of it together.", metavar="N")]
-MaxSubConvos = Annotated[
-    int | None, typer.Option(help="Sub-conversations for all of it together, ended or not.", metavar="N")
-]
-MaxDepth = Annotated[
-    int | None, typer.Option(help="Levels of sub-conversations below the first one.", metavar="N")
-]
-TellBudget = Annotated[
-    float | None,
-    typer.Option(
-        "--tell-budget-from",
-        help="From this part of a limit on, 0 to 1, tell the model what is left. Default: never.",
-        metavar="PART",
-    ),
-]
-CompactFrom = Annotated[
-    float | None,
-    typer.Option(
-        help="From this part of the model's context window on, 0 to 1, go on from a summary of the "
-        "conversation. Default: never.",
-        metavar="PART",
-    ),
-]
-ContextWindow = Annotated[
-    int | None,
-    typer.Option(help="Tokens of the model's context window, where it is not known.", metavar="N"),
-]
-Server = Annotated[
-    str | None,
-    typer.Option(
-        help=f"What serves --base-url, if the URL does not tell: {', '.join(sorted(SERVERS))}.",
-        metavar="NAME",
-    ),
-]
-Tools = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Built-in tools, with commas between, and your own as MODULE:NAME, a Tool or a list of them. "
-        f"May be repeated. Built in: {', '.join(CATALOGUE)}.",
-        metavar="NAME,...",
-    ),
-]
-ToolTimeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds a tool call may take, of tools that set no limit themselves, as bash (120 s, or what "
-        "the model asks for) and delegate do. Default: no limit.",
-        metavar="SECONDS",
-    ),
-]
-WorkspaceFolder = Annotated[
-    str | None,
-    typer.Option(
-        "--workspace",
-        help="The folder that tools work in. Default: the current one, when a tool needs one.",
-        metavar="FOLDER",
-    ),
-]
-Yes = Annotated[bool, typer.Option("--yes", help="Approve every tool call that needs approval, unseen.")]
-Mcp = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="An MCP server whose tools to use: a command in quotes, or a URL. May be repeated.",
-        metavar="COMMAND|URL",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="A running Ray. Default: RAY_ADDRESS, one on this machine, or one of its own.",
-        metavar="HOST:PORT",
-    ),
-]
+DEFAULT_CONCURRENCY = 4
 
 
 class _RunCommand(TyperCommand):
@@ -431,97 +352,6 @@ def _models(  # pyright: ignore[reportUnusedFunction]
     else:
         print_served(base_url, as_json=as_json)
     return 0
-
-
-ConvoId = Annotated[
-    str, typer.Argument(help="The id of a conversation, as `palaver ps` shows it.", metavar="ID")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
-Attached = Annotated[
-    str | None,
-    typer.Option(
-        help="The Ray to look at. Default: RAY_ADDRESS, one on this machine, or that of a palaver that runs.",
-        metavar="HOST:PORT",
-    ),
-]
-
-
-@app.command("ps")
-def _ps(  # pyright: ignore[reportUnusedFunction]
-    *,
-    ended: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
-    as_json: AsJson = False,
-    address: Attached = None,
-) -> int:
-    """List the conversations that go on, as trees, with what they do and spend."""
-    address = own_rays.join(address)
-    from palaver.actors.attach import print_trees
-
-    return print_trees(Screen(), address, ended=ended, as_json=as_json)
-
-
-@app.command("top")
-def _top(  # pyright: ignore[reportUnusedFunction]
-    *, address: Attached = None
-) -> int:
-    """Watch all conversations that go on, and cancel, fund or read one.
-
-    Keys: up and down choose one, c cancels it, f raises its limits, enter shows its messages, s sorts by how
-    long each has been busy, q ends.
-    """
-    address = own_rays.join(address)
-    from palaver.actors.top import top
-
-    return top(Screen(), address)
-
-
-@app.command("cancel")
-def _cancel(  # pyright: ignore[reportUnusedFunction]
-    convo_id: ConvoId,
-    *,
-    cause: Annotated[str, typer.Option(help="What its run is told.")] = "cancelled from outside",
-    as_json: AsJson = False,
-    address: Attached = None,
-) -> int:
-    """Stop a conversation and all below it: requests, tool calls, and the processes of these."""
-    address = own_rays.join(address)
-    from palaver.actors.attach import cancel
-
-    return cancel(Screen(), address, convo_id, cause=cause, as_json=as_json)
-
-
-@app.command("fund")
-def _fund(  # pyright: ignore[reportUnusedFunction]
-    convo_id: ConvoId,
-    *,
-    dollars: Annotated[str | None, typer.Option(help="USD more.", metavar="USD")] = None,
-    responses: Annotated[int | None, typer.Option(help="Answers more.", metavar="N")] = None,
-    wall_time: Annotated[float | None, typer.Option(help="Seconds more.", metavar="SECONDS")] = None,
-    total_tokens: Annotated[int | None, typer.Option(help="Tokens more.", metavar="N")] = None,
-    tool_calls: Annotated[int | None, typer.Option(help="Tool calls more.", metavar="N")] = None,
-    as_json: AsJson = False,
-    address: Attached = None,
-) -> int:
-    """Raise the limits of a conversation; what waits for its budget goes on."""
-    counts = {"max_responses": responses, "max_total_tokens": total_tokens, "max_tool_calls": tool_calls}
-    more = inputs.budget(dollars, wall_time, **counts)
-    if more == Budget():
-        raise ConfigurationError("say what to raise: --dollars, --responses, --wall-time, --total-tokens ...")
-    address = own_rays.join(address)
-    from palaver.actors.attach import fund
-
-    return fund(Screen(), address, convo_id, more, as_json=as_json)
-
-
-@app.command("show")
-def _show(  # pyright: ignore[reportUnusedFunction]
-    convo_id: ConvoId, *, as_json: AsJson = False, address: Attached = None
-) -> int:
-    """Show the messages of a conversation."""
-    address = own_rays.join(address)
-    from palaver.actors.attach import show
-
-    return show(Screen(), address, convo_id, as_json=as_json)
 
 
 class _CutShort(Exception):

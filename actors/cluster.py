@@ -155,7 +155,9 @@ def _check_let_in(address: str) -> None:
                 if token
                 else f"wants a token, and none is sent: set RAY_AUTH_MODE=token, with the token in {places}"
             )
-            raise ClusterUnreachable(f"Ray at {address!r} {what}") from None
+            raise ClusterUnreachable(
+                f"Ray at {address!r} {what}. The address local is a Ray of its own"
+            ) from None
 
 
 def _token_to_send() -> dict[str, str]:
