@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from palaver.actors import inputs, swarm_file
+from palaver.actors.amounts import dollars
 from palaver.actors.cli_attach import app as attached
 from palaver.actors.cli_options import (
     Address,
@@ -240,25 +241,29 @@ def _run_swarm(
         items = file.missing(loaded.items)
         screen = Screen()
         if file.finished:
-            screen.note(f"{file.finished} of {len(loaded.items)} were finished before")
+            spent = f", for {dollars(file.used.known_cost_usd)}" if file.used.known_cost_usd else ""
+            screen.note(f"{file.finished} of {len(loaded.items)} were finished before{spent}")
         if not items:
             screen.note(f"nothing is left to do: {file.path}")
             return 0
+        loaded = loaded.with_left(file.used)
         detached: Detached | None = None
         if detach:
             detached = Detached(file.path.with_name("run.log"))
             if not detached.in_background:
+                stack.pop_all()  # the results are the other process's now
                 return _tell_detached(screen, detached)
             screen = Screen()
         interrupts = stack.enter_context(_interrupts())
         from palaver.actors.run import run_swarm
         from palaver.actors.session import session
 
-        with session(loaded.setup, screen, interrupts, label=loaded.path.stem) as started:
+        with session(loaded.setup, screen, interrupts, label=loaded.read.path.stem) as started:
             if detached is not None:
                 detached.begun(started.root_id)
             code = run_swarm(started, loaded, file, items, yes=yes)
-        screen.note(f"results: {file.path}")
+        goes_on = f"; `palaver run {path} --resume` runs what is missing" if code else ""
+        screen.note(f"results: {file.path}{goes_on}")
         return code
 
 

@@ -16,15 +16,26 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
 from palaver.actors.items import Item, ItemResult
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError
-from palaver.providers.untyped import as_dict, as_text, json_in
+from palaver.providers.untyped import as_count, as_dict, as_text, json_in
+
+_LINE_ENDS = {ord(each): f"\\u{ord(each):04x}" for each in "\x85\u2028\u2029"}
+
+_COUNTS = (
+    *("responses", "tool_calls", "input_tokens", "output_tokens"),
+    *("cache_read_input_tokens", "cache_creation_input_tokens"),
+)
 
 RESULTS, REPLACED, OF = "results.jsonl", "replaced.jsonl", "swarm.json"
 
@@ -50,6 +61,9 @@ class ResultsFile:
                 f"there are no results in {str(folder)!r} to go on from; leave --resume (resume=True) out "
                 "to begin"
             )
+        self.used = _usage_in("")
+        """What the runs before have used for items, finished or not, as far as their lines tell; no time."""
+        self._made_folder = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -91,9 +105,12 @@ class ResultsFile:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             os.truncate(self._file, len(whole.encode()))
-        return whole.splitlines()
+        # Not splitlines, which takes more for the end of a line than JSON does.
+        return whole.split("\n")[:-1]
 
-    def _keep_finished(self, lines: Iterable[str]) -> None:
+    def _keep_finished(self, lines: Sequence[str]) -> None:
+        for line in (*lines, *_read(self._folder / REPLACED).split("\n")):
+            self.used += _usage_in(line)
         kept: list[str] = []
         replaced: list[str] = []
         self._finished: dict[str, str] = {}
@@ -146,11 +163,16 @@ class ResultsFile:
         What nobody began is simply missing: it is run when the swarm goes on.
         """
         if result.convo_id is not None:
-            line = {**record(result, name="item"), "prompt_digest": digest(prompt)}
-            _write(self._file, json.dumps(line, ensure_ascii=False) + "\n")
+            _write(self._file, line_of({**record(result, name="item"), "prompt_digest": digest(prompt)}))
 
     def close(self) -> None:
-        """End the run."""
+        """End the run. Where it had no result, nothing of it is left."""
+        if not os.fstat(self._file).st_size and not (self._folder / REPLACED).exists():
+            for name in (RESULTS, OF):
+                (self._folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                if self._made_folder:
+                    self._folder.rmdir()
         os.close(self._file)
 
 
@@ -173,15 +195,25 @@ def record(result: ItemResult, *, name: str, with_name: bool = True) -> dict[str
         "usage": None
         if usage is None
         else {
-            "responses": usage.responses,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cache_read_input_tokens": usage.cache_read_input_tokens,
-            "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+            **{name: getattr(usage, name) for name in _COUNTS},
             "cost_usd": None if usage.total_cost_usd is None else f"{usage.total_cost_usd:f}",
             "wall_time_s": usage.wall_time.total_seconds(),
         },
     }
+
+
+def _usage_in(line: str) -> CumulativeUsage:
+    usage = as_dict(as_dict(json_in(line)).get("usage"))
+    counts = {name: as_count(usage.get(name)) for name in _COUNTS}
+    cost = Decimal(as_text(usage.get("cost_usd")) or 0)
+    return CumulativeUsage.model_validate(
+        {"started_at": datetime.now(UTC), "wall_time": timedelta(), "known_cost_usd": cost, **counts}
+    )
+
+
+def line_of(record: Mapping[str, Any]) -> str:
+    """A record as one line of JSON, also for readers that end lines at U+0085, U+2028 and U+2029."""
+    return json.dumps(record, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
 
 
 def _locked(file: int) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -22,12 +21,11 @@ from palaver.actors.items import Item, ItemResult
 from palaver.actors.kin import Branch
 from palaver.actors.live import Watcher, changes, render
 from palaver.actors.replies import reply
-from palaver.actors.results_file import ResultsFile, record
+from palaver.actors.results_file import ResultsFile, line_of, record
 from palaver.actors.screen import Screen
 from palaver.actors.session import Session
 from palaver.actors.swarm import ask, swarm
 from palaver.actors.swarm_file import SwarmSetup
-from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import PalaverError
 from palaver.providers.stream import TextDelta
 
@@ -36,6 +34,9 @@ CANCEL_WITHIN_S = 15.0
 
 PROGRESS_EVERY_S = 10.0
 """How often a swarm's progress is told where there is no terminal to draw on."""
+
+TOLD_OF_A_SWARM = 10
+"""So many of a swarm's items that do not finish have a line of their own; the others are counted."""
 
 _USAGE_WITHIN_S = 5.0
 
@@ -124,6 +125,7 @@ class _Run:
         self._shows_answers = shows_answers
         self._began_s = time.monotonic()
         self._results: list[ItemResult] = []
+        self._unfinished: Counter[str] = Counter()
         self._attendant = Attendant(session.root, session.screen, yes=yes)
         self._shown = self._told = ""
         """What of an answer was shown as it came, and of the last whole one."""
@@ -182,7 +184,9 @@ class _Run:
         if self._shows_answers and result.text and result.text != self._told:
             self._screen.answer(result.text if self._total is None else section(result))
         if not result.finished and result.convo_id is not None:
-            self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")
+            if self._shows_answers or self._unfinished.total() < TOLD_OF_A_SWARM:
+                self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")
+            self._unfinished[_kind(result)] += 1
 
     def _cancel(self, main: asyncio.Task[object]) -> None:
         if self._cancelling is None:
@@ -202,24 +206,29 @@ class _Run:
 
     async def _conclude(self) -> None:
         """Say what was not done, what was done, and what all of it took."""
-        unstarted = Counter(
-            result.reason for result in self._results if not result.finished and result.convo_id is None
+        unbegun = Counter(
+            result.reason.removeprefix("not started: ")
+            for result in self._results
+            if not result.finished and result.convo_id is None
         )
-        for reason, count in unstarted.items():
-            self._screen.note(
-                f"{count} of them {reason}" if self._total is not None else f"not finished: {reason}"
-            )
+        for reason, count in unbegun.items():
+            what = "not finished" if self._total is None else f"{count} without a result"
+            self._screen.note(f"{what}: {reason}")
+        if self._unfinished.total() > TOLD_OF_A_SWARM and not self._shows_answers:
+            for kind, count in self._unfinished.items():
+                self._screen.note(f"{count} not finished: {kind}")
         if self._total is not None:
             finished = sum(result.finished for result in self._results)
             self._screen.note(f"{finished} of {self._total} finished")
-        usage: CumulativeUsage | None = None
+        root: Branch | None = None
         with suppress(PalaverError, TimeoutError):
             async with asyncio.timeout(_USAGE_WITHIN_S):
-                usage = await reply(self._session.root.cumulative_usage.remote())
+                # With its budget, which somebody may have raised meanwhile.
+                root = await reply(self._session.root.tree.remote(ended=False))
         self._screen.note(
             "what was spent is not known: the process of the root conversation is gone"
-            if usage is None
-            else summary(usage, self._session.setup.budget)
+            if root is None
+            else summary(root.usage, root.budget)
         )
 
     @asynccontextmanager
@@ -248,6 +257,11 @@ class _Run:
         return progress(len(self._results), self._total, took, branch.spent_usd)
 
 
+def _kind(result: ItemResult) -> str:
+    """What kept an item from its end, in a word."""
+    return f"stopped ({result.result.stop})" if result.result is not None else str(result.error_type)
+
+
 class Lines:
     """Writes a line for whatever is worth one since the last look."""
 
@@ -262,9 +276,8 @@ class Lines:
 
 
 def _write(out: TextIO, with_file: bool, result: ItemResult) -> None:
-    line = json.dumps(record(result, name="file", with_name=with_file), ensure_ascii=False)
     try:
-        out.write(line + "\n")
+        out.write(line_of(record(result, name="file", with_name=with_file)))
         out.flush()
     except OSError as error:
         with suppress(OSError):

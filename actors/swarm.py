@@ -92,13 +92,17 @@ async def swarm(
 
     When `root` is over its budget, cancelled or gone, the items that are left get a result that says so,
     and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
-    Raises ConfigurationError for a concurrency below 1, for workers of items that are not light, for two
-    items of one label, and for a folder that another run writes to, that has results already without
+    Raises ConfigurationError for what no item could be run with, such as a concurrency below 1, workers of
+    items that are not light, a tool that there is not, two items of one label, and for a folder that another run writes to, that has results already without
     `resume`, or those of another model, prompt or the like.
     """
     check_concurrency(concurrency)
     if workers and not light:
         raise ConfigurationError(f"workers is {workers}; they are for light items (light=True)")
+    unknown = sorted(options.keys() - SwarmOptions.__annotations__.keys())
+    if unknown:
+        there_are = ", ".join(SwarmOptions.__annotations__)
+        raise ConfigurationError(f"a swarm has no option {', '.join(unknown)}; there are: {there_are}")
     if resume and out is None:
         raise ConfigurationError("resume goes on with the results of a folder; name it with out")
     given = dict(options)
@@ -176,9 +180,10 @@ async def _mapped(
     for tries_left in range(retries, -1, -1):
         by_label = {item.label: item for item in left}
         again: list[Item] = []
-        mapped = root.map.remote(left, concurrency=concurrency, workers=workers, **cast("Any", options))
         try:
-            async with aclosing(results(mapped)) as mapped_results:
+            root_id = await reply(root.id.remote())
+            mapped = root.map.remote(left, concurrency=concurrency, workers=workers, **cast("Any", options))
+            async with aclosing(results(mapped, root_id)) as mapped_results:
                 async for new in mapped_results:
                     item = by_label.pop(new.label)
                     result = _together(before.pop(item.label, None), new)
@@ -269,6 +274,8 @@ class _Swarm:
         """Run one item. Never raises for what happens to it."""
         try:
             child = await self._start(item)
+        except ConfigurationError:
+            raise  # it is every item's
         except Exception as error:
             return failed(item, error, "not started: ")
         try:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -31,18 +32,23 @@ from pydantic import (
 )
 
 from palaver.actors import inputs
+from palaver.actors.amounts import dollars
 from palaver.actors.budget import Budget
-from palaver.actors.errors import UnknownPrice
+from palaver.actors.entries import AccountOpened
+from palaver.actors.errors import BudgetExceeded, UnknownPrice
 from palaver.actors.inputs import Setup
 from palaver.actors.items import Item
+from palaver.actors.ledger import Ask, Ledger
 from palaver.actors.swarm_items import ItemFault, Source, read_items
 from palaver.actors.template import Template, TemplateFault
 from palaver.actors.tool_names import load_attribute
 from palaver.actors.typed_output import OutputType
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers.errors import ConfigurationError
-from palaver.providers.messages import Value
+from palaver.providers.messages import Message, Value
 from palaver.providers.models_file import ServerName
-from palaver.providers.untyped import as_dict
+from palaver.providers.provider import Request
+from palaver.providers.worst_case import BoundsCost
 from palaver.providers.yaml_file import YamlFile, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -163,9 +169,9 @@ class Placement(Value):
 class SwarmFile(Value):
     """The fields of a swarm file."""
 
-    prompt: Words
-    items: Items
-    out: Words
+    prompt: Words = Field(examples=['"Summarise {text}"'])
+    items: Items = Field(examples=["{files: notes/*.txt}"])
+    out: Words = Field(examples=["results"])
     """The folder of the results: `results.jsonl` in it has a line for each item."""
     model: Words | None = None
     base_url: Words | None = None
@@ -194,14 +200,6 @@ class SwarmFile(Value):
     retries: NonNegativeInt = 1
     """How often an item is run again whose process died, or whose provider failed for the moment."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_key(cls, given: Any) -> Any:
-        for name in as_dict(given):
-            if name in ("api_key", "key", "token", "secret"):
-                raise ValueError(f"{name!r}: a key never stands in a file; set the service's variable")
-        return given
-
 
 _FILE = TypeAdapter(SwarmFile)
 
@@ -209,13 +207,34 @@ _FILE = TypeAdapter(SwarmFile)
 class SwarmSetup(NamedTuple):
     """A swarm that can be started."""
 
-    path: Path
-    file: SwarmFile
+    read: YamlFile[SwarmFile]
     setup: Setup
     items: tuple[Item, ...]
     output_type: Any
     out: Path
     actor_options: Mapping[str, Any]
+
+    @property
+    def file(self) -> SwarmFile:
+        """Its fields."""
+        return self.read.value
+
+    def with_left(self, used: CumulativeUsage) -> SwarmSetup:
+        """The same, where runs before have used that of its budget. The time is of each run.
+
+        Raises ConfigurationError, with the line, when a limit leaves nothing.
+        """
+        budget = self.setup.budget
+        left = budget.left(used.model_copy(update={"wall_time": timedelta()}))
+        for name, limit in left.limits.items():
+            given = getattr(budget, name)
+            if not limit and given:
+                told = dollars(given) if isinstance(given, Decimal) else given
+                raise self.read.fault(
+                    f"the results in {str(self.out)!r} have used all of it ({told}); raise it to go on",
+                    *("budget", name),
+                )
+        return self._replace(setup=self.setup._replace(budget=left))
 
     @property
     def depends_on(self) -> Mapping[str, object]:
@@ -263,11 +282,12 @@ def load(path: str, *, address: str | None = None) -> SwarmSetup:
         template = Template(file.prompt)
     except TemplateFault as error:
         raise read.fault(str(error), "prompt") from None
+    items = _items(read, template, folder)
+    _check_fits(read, setup, items)
     return SwarmSetup(
-        path=read.path,
-        file=file,
+        read=read,
         setup=setup,
-        items=_items(read, template, folder),
+        items=items,
         output_type=output_type,
         out=_out(read, folder),
         actor_options=file.placement.actor_options,
@@ -299,6 +319,34 @@ def _items(read: YamlFile[SwarmFile], template: Template, folder: Path) -> tuple
     if not items:
         raise read.fault("there are no items; nothing would be done", "items", source.kind)
     return tuple(items)
+
+
+def _check_fits(read: YamlFile[SwarmFile], setup: Setup, items: Iterable[Item]) -> None:
+    """Refuse an item whose first request the limits leave no room for: it could never be sent."""
+    of_each, provider = read.value.item_budget.budget, setup.provider
+    if not isinstance(provider, BoundsCost) or not (setup.budget.limits or of_each.limits):
+        return
+    ledger, now = Ledger(), datetime.now(UTC)
+    ledger.open([AccountOpened(convo_id="budget", budget=setup.budget, at=now)])
+    ledger.open([AccountOpened(convo_id="item_budget", parent_id="budget", budget=of_each, at=now)])
+    specs = tuple(each.spec for each in setup.tools)
+    for item in items:
+        request = Request(
+            messages=(Message.user(item.prompt),),
+            system=setup.system_prompt,
+            tools=specs,
+            max_tokens=setup.max_tokens,
+        )
+        try:
+            ledger.reserve(Ask("item_budget", request.id, provider.worst_case(request)))
+        except BudgetExceeded as over:
+            breach = over.breaches[0]
+            name = "max_wall_time_s" if breach.limit_name == "max_wall_time" else breach.limit_name
+            told = f"item {item.label!r} does not fit: {breach}; raise it, or lower max_tokens"
+            raise read.fault(told, over.convo_id, name) from None
+        except UnknownPrice as unknown:
+            raise read.fault(str(unknown), "item_budget", "max_dollars") from None
+        ledger.release("item_budget", request.id)
 
 
 def _model(name: str | None, folder: Path) -> str | None:
@@ -350,6 +398,8 @@ def _told_in(read: YamlFile[SwarmFile]) -> Any:
             place = _PLACES.get(option[1], (option[1].replace("-", "_"),))
         elif isinstance(error, UnknownPrice):
             place = ("budget", "max_dollars")
+        elif text.startswith("MCP server"):
+            place = ("mcp",)
         else:
             place = ("model",) if read.value.model is not None else ()
         told = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda found: found[1].replace("-", "_"), text)

@@ -6,6 +6,7 @@ Layer: actors, command line; no Ray.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -98,7 +99,7 @@ def _text_of(path: Path, name: str) -> str:
     return text
 
 
-def _lines_of(path: Path) -> str:
+def _text_in(path: Path) -> str:
     return _read(path, path.name, str(path))
 
 
@@ -112,7 +113,7 @@ def _read(path: Path, name: str, place: str) -> str:
 
 
 def _json_lines(path: Path, id: str | None) -> Iterator[Raw]:
-    for number, line in enumerate(_lines_of(path).splitlines(), 1):
+    for number, line in enumerate(_text_in(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path.name}:{number}"
@@ -126,7 +127,7 @@ def _json_lines(path: Path, id: str | None) -> Iterator[Raw]:
 
 
 def _csv(path: Path, id: str | None) -> Iterator[Raw]:
-    reader = csv.reader(_lines_of(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_text_in(path)), strict=True)
     try:
         head = next(reader, list[str]())
         if not head or len(set(head)) < len(head) or not all(name.strip() for name in head):

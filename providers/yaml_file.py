@@ -24,6 +24,8 @@ _Path: TypeAlias = tuple[str | int, ...]
 
 _MOST_FAULTS = 5
 
+_KEYS = ("api_key", "key", "token", "secret")
+
 
 class YamlFault(ConfigurationError):
     """A YAML file that cannot be used: where, and why."""
@@ -129,16 +131,27 @@ def _told(fault: Mapping[str, Any], lines: Mapping[_Path, int], path: Path, sche
     at: _Path = ()
     for part in given:
         at = (*at, part) if (*at, part) in lines else at
+    shown = _shown(at, fault.get("input"))
     where = f"{path}:{lines.get(at, 1)}: {'.'.join(map(str, at)) or 'the file'}"
     match fault["type"]:
+        case "extra_forbidden" if str(given[-1]).lower() in _KEYS:
+            return f"{where}: a key never stands in a file; set the service's variable"
         case "extra_forbidden":
             known = _fields_at(schema, given[:-1])
             return f"{where}: there is no such field; {nearest(str(given[-1]), known)}"
         case "missing":
-            return f"{where}: {given[-1]!r} is missing"
+            name = str(given[-1])
+            fields = [as_dict(as_dict(each.get("properties")).get(name)) for each in _at(schema, given[:-1])]
+            examples = [as_text(each) for field in fields for each in as_list(field.get("examples"))]
+            such_as = f", such as {name}: {examples[0]}" if examples else ""
+            return f"{where}: {name!r} is missing; add it{such_as}"
+        case "model_type" | "dict_type":
+            known = _fields_at(schema, given)
+            there_are = f": {', '.join(known)}" if known else ""
+            return f"{where}: fields have to stand here{there_are}{shown}"
         case _:
             message = str(fault["msg"]).removeprefix("Value error, ")
-            return f"{where}: {message}{_shown(at, fault.get('input'))}"
+            return f"{where}: {message}{shown}"
 
 
 def _shown(at: _Path, value: object) -> str:
@@ -151,6 +164,12 @@ def _shown(at: _Path, value: object) -> str:
 
 def _fields_at(schema: Mapping[str, Any], at: _Path) -> list[str]:
     """The names of the fields that may stand at a place, by the JSON schema of the whole."""
+    fields = [name for each in _at(schema, at) for name in as_dict(each.get("properties"))]
+    return list(dict.fromkeys(fields))
+
+
+def _at(schema: Mapping[str, Any], at: _Path) -> list[dict[str, Any]]:
+    """What of a JSON schema is for a place."""
     here = [as_dict(schema)]
     for part in at:
         below: list[dict[str, Any]] = []
@@ -158,8 +177,7 @@ def _fields_at(schema: Mapping[str, Any], at: _Path) -> list[str]:
             named = as_dict(each.get("properties")).get(str(part), each.get("additionalProperties"))
             below.append(as_dict(each.get("items") if isinstance(part, int) else named))
         here = below
-    fields = [name for each in _choices(here, schema) for name in as_dict(each.get("properties"))]
-    return list(dict.fromkeys(fields))
+    return list(_choices(here, schema))
 
 
 def _choices(schemas: Iterable[dict[str, Any]], root: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -523,7 +523,7 @@ def test_run_that_does_not_finish_everything_says_why_and_exits_1(box: Box) -> N
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout == "== a.txt ==\nan answer\n\n"
-    assert "2 of them not started: " in done.stderr
+    assert "2 without a result: " in done.stderr
     assert "max_responses is 1" in done.stderr
     assert "1 of 3 finished" in done.stderr
     earlier, first, *rest = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -560,7 +560,7 @@ def test_ctrl_c_typed_in_a_terminal_with_a_live_tree_stops_everything(box: Box) 
     terminal.type("\x03")
     terminal.wait_for("palaver: interrupted; stopping")
     terminal.wait_for("not finished: stopped (cancelled): interrupted")
-    terminal.wait_for("1 of them not started: ")
+    terminal.wait_for("1 without a result: ")
     terminal.wait_for("0 of 3 finished")
     terminal.wait_for("cost        $0.04 of $0.50")
     assert terminal.end() == 130

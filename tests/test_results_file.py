@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ def opened(folder: Path, *, resume: bool = False, of: dict[str, Any] = OF) -> Re
     return ResultsFile(folder, of, resume=resume)
 
 
-def add(file: ResultsFile, name: str, *, finished: bool = True) -> None:
+def add(file: ResultsFile, name: str, *, finished: bool = True, text: str = "grüße") -> None:
     stop = "end_turn" if finished else "budget"
-    usage = CumulativeUsage(started_at=AT, wall_time=timedelta())
-    run = RunResult(convo_id="abc-defg", stop=stop, text="grüße", message=None, responses=1, usage=usage)
-    file.add(ItemResult(label=name, convo_id="abc-defg", result=run), f"about {name}")
+    usage = CumulativeUsage(
+        started_at=AT, wall_time=timedelta(), responses=2, input_tokens=7, known_cost_usd=Decimal("0.25")
+    )
+    run = RunResult(convo_id="abc-defg", stop=stop, text=text, message=None, responses=1, usage=usage)
+    file.add(ItemResult(label=name, convo_id="abc-defg", result=run, usage=usage), f"about {name}")
 
 
 def names(folder: Path, file: str = "results.jsonl") -> list[str]:
@@ -68,6 +71,34 @@ def test_what_is_missing_is_gone_on_with(tmp_path: Path) -> None:
     file.close()
     assert names(tmp_path) == ["b", "a", "c"]
     assert opened(tmp_path, resume=True).missing(ITEMS) == []
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029", "\x0b", "\x1c", "\r", "\n"])
+def test_whatever_an_answer_holds_is_one_line(end: str, tmp_path: Path) -> None:
+    file = opened(tmp_path)
+    add(file, "a", text=f"one{end}two")
+    file.close()
+    [line] = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["text"] == f"one{end}two"
+    file = opened(tmp_path, resume=True)
+    assert [item.label for item in file.missing(ITEMS)] == ["b", "c"]
+    file.close()
+
+
+def test_what_all_runs_have_used_is_known_of_finished_items_and_others(tmp_path: Path) -> None:
+    for run, finished in enumerate((False, False, True)):
+        file = opened(tmp_path, resume=run > 0)
+        assert (file.used.responses, file.used.known_cost_usd) == (2 * run, Decimal("0.25") * run)
+        add(file, "a", finished=finished)
+        file.close()
+    used = opened(tmp_path, resume=True).used
+    assert (used.responses, used.total_tokens, used.total_cost_usd) == (6, 21, Decimal("0.75"))
+
+
+def test_of_a_run_without_results_nothing_is_left(tmp_path: Path) -> None:
+    opened(tmp_path / "new").close()
+    opened(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_half_a_line_is_cut_off_and_its_item_run_again(tmp_path: Path) -> None:

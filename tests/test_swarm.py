@@ -346,6 +346,21 @@ async def test_results_are_lines_in_a_folder_that_another_swarm_goes_on_with(
         assert sorted([each.label async for each in new]) == ["label of d", "label of fail"]
 
 
+@both
+async def test_what_no_item_can_be_run_with_is_raised_and_is_no_result(
+    light: bool, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    async with rooted(Noting(tmp_path / "notes")) as root:
+        for wrong, told in (
+            ({"tools": ["nope"]}, "no tool 'nope' to pass on"),
+            ({"outt": 1}, "no option outt;"),
+        ):
+            with pytest.raises(ConfigurationError, match=told):
+                options: Any = wrong
+                _ = [each async for each in swarm(root, items("a"), concurrency=1, light=light, **options)]
+        await all_ended(root, 0)
+
+
 async def test_resume_needs_a_folder() -> None:
     nobody: Any = None
     with pytest.raises(ConfigurationError, match="name it with out"):

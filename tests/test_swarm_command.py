@@ -120,11 +120,20 @@ def test_a_budget_that_is_used_up_ends_a_swarm_that_goes_on_with_a_higher_one(
     assert "30 of 200 finished" in told
     spent = [json.loads(line)["usage"]["cost_usd"] for line in lines(path)]
     assert sum(map(float, spent)) == pytest.approx(0.30)
-    swarm(tmp_path, budget={"max_dollars": 5})
+    again = palaver(path, "--address", ray_cluster.address, "--resume")
+    assert again.returncode == 2
+    assert f"{path}:7: budget.max_dollars: the results in" in again.stderr
+    swarm(tmp_path, budget={"max_dollars": "0.50"})
     second = start(path, ray_cluster, "--resume")
     _, told = second.communicate(timeout=60)
-    assert second.returncode == 0, told
-    assert "30 of 200 were finished before" in told
+    assert second.returncode == 1
+    assert "30 of 200 were finished before, for $0.30" in told
+    assert "20 of 170 finished" in told
+    assert "$0.20 of $0.20" in told
+    swarm(tmp_path, budget={"max_dollars": 5})
+    last = start(path, ray_cluster, "--resume")
+    _, told = last.communicate(timeout=60)
+    assert last.returncode == 0, told
     assert len(lines(path)) == COUNT
 
 

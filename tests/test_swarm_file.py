@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from palaver.actors.budget import Budget
 from palaver.actors.items import Item
 from palaver.actors.swarm_file import is_swarm_file, load
+from palaver.actors.usage import CumulativeUsage
 from palaver.providers import ConfigurationError
 
 GOOD = """\
@@ -124,11 +127,33 @@ def test_items_come_from_files_json_lines_csv_and_python(
     assert {item.label: item.prompt for item in found.items} == expected
 
 
+def test_items_may_hold_what_other_programs_take_for_the_end_of_a_line(folder: Path) -> None:
+    ends = "a\x85b\u2028c"
+    (folder / "ends.jsonl").write_text(json.dumps({"q": ends}, ensure_ascii=False) + "\n")
+    (folder / "ends.csv").write_text(f"q\n{ends}\n")
+    for items in ({"json_lines": "ends.jsonl"}, {"csv": "ends.csv"}):
+        found = load(write(folder, changed(items=items, prompt="{q}")))
+        assert [item.prompt for item in found.items] == [ends]
+
+
+def test_what_runs_before_have_used_is_off_the_budget(folder: Path) -> None:
+    found = load(write(folder, changed(budget={"max_dollars": 2, "max_responses": 5, "max_wall_time_s": 60})))
+    used = CumulativeUsage(
+        started_at=datetime.now(UTC), wall_time=timedelta(hours=1), responses=4, known_cost_usd=Decimal("1.5")
+    )
+    assert found.with_left(used).setup.budget == Budget(
+        max_dollars=Decimal("0.5"), max_responses=1, max_wall_time=60
+    )
+    told = r"swarm\.yaml:5: budget\.max_dollars: the results in .*results' have used all of it \(\$2\.00\)"
+    with pytest.raises(ConfigurationError, match=told):
+        found.with_left(used.model_copy(update={"known_cost_usd": Decimal(3)}))
+
+
 BAD: dict[str, tuple[str, str]] = {
     "no YAML": ("model: [a\n", r"swarm\.yaml:2: is no YAML"),
     "a tab": ("model:\ta\n\tprompt: b\n", r"swarm\.yaml:\d: is no YAML"),
     "nothing": ("", r"swarm\.yaml: is empty"),
-    "a list": ("- a\n", r"swarm\.yaml:1: the file: Input should be a"),
+    "a list": ("- a\n", r"swarm\.yaml:1: the file: fields have to stand here: prompt, items, out"),
     "a field twice": (
         GOOD + "out: other\n",
         r"swarm\.yaml:6: 'out' stands here a second time; once is enough",
@@ -137,10 +162,13 @@ BAD: dict[str, tuple[str, str]] = {
         GOOD + "concurency: 3\n",
         r":6: concurency: there is no such field; did you mean 'concurrency'\?",
     ),
-    "a field missing": (GOOD.replace("out: results\n", ""), r":1: the file: 'out' is missing"),
+    "a field missing": (
+        GOOD.replace("out: results\n", ""),
+        r":1: the file: 'out' is missing; add it, such as out: res",
+    ),
     "a key": (
         GOOD + "api_key: sk-123\n",
-        r"'api_key': a key never stands in a file; set the service's variable",
+        r"swarm\.yaml:6: api_key: a key never stands in a file; set the service's variable",
     ),
     "no number": (
         GOOD + "concurrency: many\n",
@@ -260,6 +288,23 @@ BAD: dict[str, tuple[str, str]] = {
     "a placement that there is not": (
         changed(placement="heavy"),
         r":5: placement.*Input should be 'process' or 'light'",
+    ),
+    "a budget that is a number": (
+        changed(budget=2),
+        r":5: budget: fields have to stand here: max_dollars, max_responses, .*\(it is 2\)",
+    ),
+    "an item that no budget has room for": (
+        changed(budget={"max_total_tokens": 200}),
+        r":5: budget\.max_total_tokens: item 'notes/a\.txt' does not fit: 0 tokens used, at least \d+ more "
+        r"for the request, max_total_tokens is 200; raise it, or lower max_tokens",
+    ),
+    "an item that its own budget has no room for": (
+        changed(item_budget={"max_responses": 0}),
+        r":5: item_budget\.max_responses: item 'notes/a\.txt' does not fit",
+    ),
+    "an MCP server that there is not": (
+        changed(mcp=["no-such-program"]),
+        r":5: mcp: MCP server 'no-such-program' cannot be started: there is no program",
     ),
     "no workspace": (changed(workspace="nowhere", tools=["files"]), r":6: workspace|:5: workspace"),
 }
