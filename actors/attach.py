@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC
-from typing import Any, TypeVar, cast
+from decimal import Decimal
+from typing import Any, NamedTuple, TypeVar, cast
 
 import ray
 from ray.util import list_named_actors
 
+from palaver.actors.amounts import dollars
 from palaver.actors.budget import Budget
 from palaver.actors.cluster import cluster
 from palaver.actors.conversation_table import table
@@ -27,7 +29,7 @@ from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.messages import Image, Message, Opaque, Thinking, ToolResult, ToolUse
-from palaver.providers.messages import Text as Said
+from palaver.providers.messages import Text as SaidText
 
 T = TypeVar("T")
 
@@ -80,27 +82,51 @@ def fund(screen: Screen, address: str, convo_id: str, budget: Budget, *, as_json
     with cluster(address, log_to_driver=False):
         raised = asyncio.run(at_its_root(convo_id, raise_at))
     limits = raised.model_dump(mode="json", exclude_none=True)
-    told = ", ".join(f"{name} {value}" for name, value in limits.items())
+    told = ", ".join(
+        f"{name} {dollars(value) if isinstance(value, Decimal) else value}"
+        for name, value in raised.limits.items()
+    )
     screen.answer(json.dumps(limits) if as_json else f"{convo_id}: {told}")
     return 0
 
 
 def show(screen: Screen, address: str, convo_id: str, *, as_json: bool) -> int:
-    """`palaver show ID`: the messages of a conversation, those before a compaction too. The exit code: 0."""
+    """`palaver show ID`: what one said and was told. The exit code is 0."""
 
-    async def work() -> list[Message]:
-        convo = await find(convo_id)
-        former = await reply(convo.former_messages.remote(), convo_id)
-        now = await reply(convo.messages.remote(), convo_id)
-        return [message for part in (*former, now) for message in part]
+    async def work() -> Said:
+        return await said(await find(convo_id), convo_id)
 
     with cluster(address, log_to_driver=False):
-        messages = asyncio.run(work())
+        found = asyncio.run(work())
     if as_json:
-        screen.answer(json.dumps([each.model_dump(mode="json") for each in messages]))
+        records = [each.model_dump(mode="json") for each in found.messages]
+        if found.under_way is not None:
+            records.append({**found.under_way.model_dump(mode="json"), "under_way": True})
+        screen.answer(json.dumps(records))
     else:
-        screen.answer("\n\n".join(map(as_text, messages)) or "no messages yet")
+        screen.answer(str(found))
     return 0
+
+
+class Said(NamedTuple):
+    """All messages of a conversation, those before a compaction too, and the one that is not answered yet."""
+
+    messages: Sequence[Message]
+    under_way: Message | None
+
+    def __str__(self) -> str:
+        told = [as_text(each) for each in self.messages]
+        if self.under_way is not None:
+            told.append(as_text(self.under_way, ", not answered yet"))
+        return "\n\n".join(told) or "no messages yet"
+
+
+async def said(convo: ConvoHandle, convo_id: str) -> Said:
+    """What a conversation said. Raises ConvoClosed."""
+    former = await reply(convo.former_messages.remote(), convo_id)
+    now = await reply(convo.messages.remote(), convo_id)
+    under_way = await reply(convo.message_under_way.remote(), convo_id)
+    return Said([message for part in (*former, now) for message in part], under_way)
 
 
 def roots() -> dict[str, ConvoHandle]:
@@ -171,14 +197,14 @@ def as_record(line: Branch) -> dict[str, Any]:
     }
 
 
-def as_text(message: Message) -> str:
-    """A message for people to read."""
-    return "\n".join([f"== {message.role} ==", *(_part(part) for part in message.content)])
+def as_text(message: Message, more: str = "") -> str:
+    """A message for people to read; its heading says `more`."""
+    return "\n".join([f"== {message.role}{more} ==", *(_part(part) for part in message.content)])
 
 
 def _part(part: Any) -> str:
     match part:
-        case Said(text=text):
+        case SaidText(text=text):
             return text
         case Thinking(text=text):
             return f"[thinking] {text}"

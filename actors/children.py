@@ -27,7 +27,8 @@ CHILD_ENDS_WITHIN_S = 10.0
 a tool that cannot be unwound, is gone within about three seconds."""
 
 CHILD_ANSWERS_WITHIN_S = 2.0
-"""A child that takes longer to describe itself is shown as lost."""
+"""A child that takes longer to describe itself is shown as lost, or as starting while it does. One that has
+not started in that time is not waited for when all is to stop."""
 
 
 class Children:
@@ -96,7 +97,7 @@ class Children:
             async with asyncio.timeout(CHILD_ANSWERS_WITHIN_S):
                 return await child.activity()
         except (TimeoutError, ConvoUnreachable):
-            return Activity(id=id, state=State.LOST)
+            return Activity(id=id, state=State.STARTING if child.is_starting else State.LOST)
         except ConvoClosed:
             await self._lost(id)  # it never answers again
             return None
@@ -109,8 +110,9 @@ class Children:
 
     async def _cancel(self, id: str, child: Child, cause: str) -> tuple[StoppedConvo, ...]:
         began, problem = time.monotonic(), ""
+        within_s = CHILD_ANSWERS_WITHIN_S if child.is_starting else CHILD_ENDS_WITHIN_S
         try:
-            async with asyncio.timeout(CHILD_ENDS_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 return (await child.cancel(cause)).conversations
         except ConvoUnreachable as error:
             problem = f"{error.reason}, so its process was killed"
@@ -118,7 +120,9 @@ class Children:
             if id not in self._open:
                 return ()  # it has closed meanwhile
         except TimeoutError:
-            problem = f"did not cancel within {CHILD_ENDS_WITHIN_S:g} s, so its process was killed"
+            problem = f"did not cancel within {within_s:g} s, so its process was killed"
+            if child.is_starting:
+                problem = f"had not started within {within_s:g} s, so it never will"
         except Exception as error:
             _log.exception("conversation %s: cancel failed", id)
             problem = f"cancel failed with {type(error).__name__}: {error}; its process was killed"

@@ -258,9 +258,10 @@ def _run_swarm(
         from palaver.actors.run import run_swarm
         from palaver.actors.session import session
 
-        with session(loaded.setup, screen, interrupts, label=loaded.read.path.stem) as started:
+        label, needs = loaded.read.path.stem, loaded.actor_options
+        with session(loaded.setup, screen, interrupts, label=label, needs=needs) as started:
             if detached is not None:
-                detached.begun(started.root_id)
+                detached.begun(f"{started.root_id} {started.address}")
             code = run_swarm(started, loaded, file, items, yes=yes)
         goes_on = f"; `palaver run {path} --resume` runs what is missing" if code else ""
         screen.note(f"results: {file.path}{goes_on}")
@@ -268,11 +269,11 @@ def _run_swarm(
 
 
 def _tell_detached(screen: Screen, detached: Detached) -> int:
-    root_id = detached.wait()
+    root_id, address = detached.wait().split()
     screen.answer(root_id)
     screen.note(
-        f"runs in the background (process {detached.pid}); `palaver top` shows it, "
-        f"`palaver cancel {root_id}` stops it; log: {detached.log}"
+        f"runs in the background (process {detached.pid}); `palaver top --address {address}` shows it, "
+        f"`palaver cancel {root_id} --address {address}` stops it; log: {detached.log}"
     )
     return 0
 

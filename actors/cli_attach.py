@@ -76,7 +76,7 @@ def _fund(  # pyright: ignore[reportUnusedFunction]
 ) -> int:
     """Raise the limits of a conversation; what waits for its budget goes on."""
     counts = {"max_responses": responses, "max_total_tokens": total_tokens, "max_tool_calls": tool_calls}
-    more = inputs.budget(dollars, wall_time, **counts)
+    more = inputs.budget(dollars, wall_time, named="--", **counts)
     if more == Budget():
         raise ConfigurationError("say what to raise: --dollars, --responses, --wall-time, --total-tokens ...")
     address = own_rays.join(address)

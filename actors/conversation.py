@@ -123,6 +123,9 @@ class Conversation:
         """What it is called in trees."""
         return self.info.label
 
+    is_starting = False
+    """In this process it is there at once."""
+
     @property
     def depth(self) -> int:
         """How many conversations are above this one; 0 for a root."""

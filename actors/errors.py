@@ -20,7 +20,7 @@ Layer: actors, core; no Ray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -39,6 +39,12 @@ LimitName: TypeAlias = Literal[
 _NO_REQUESTS: frozenset[LimitName] = frozenset({"max_tool_calls", "max_sub_convos", "max_depth"})
 
 
+def _usd(amount: Decimal) -> str:
+    """Exact, less zeros that tell nothing: $0.10 for 0.100000."""
+    whole, point, cents = f"{amount:f}".partition(".")
+    return f"${whole}{point}{cents[:2]}{cents[2:].rstrip('0')}"
+
+
 class Breach(NamedTuple):
     """One limit that is reached, or that what was asked for would pass.
 
@@ -55,30 +61,31 @@ class Breach(NamedTuple):
 
     def __str__(self) -> str:
         match self.limit_name:
-            case "max_dollars" if self.actual is None:
-                return f"an unknown amount spent (a model without a price), max_dollars is ${self.limit:f}"
             case "max_dollars":
-                return self._told(f"${self.actual:f} spent", "${:f}", "for the request")
+                if self.actual is None:
+                    limit = _usd(self.limit)
+                    return f"an unknown amount spent (a model without a price), max_dollars is {limit}"
+                return self._told(f"{_usd(self.actual)} spent", _usd, "for the request")
             case "max_wall_time":
                 return f"{self.actual:.0f} s elapsed, max_wall_time is {self.limit:f} s"
             case "max_responses":
-                return self._told(f"{self.actual} responses received", "{}", "asked for")
+                return self._told(f"{self.actual} responses received", str, "asked for")
             case "max_total_tokens":
-                return self._told(f"{self.actual} tokens used", "{}", "for the request")
+                return self._told(f"{self.actual} tokens used", str, "for the request")
             case "max_tool_calls":
-                return self._told(f"{self.actual} tool calls made", "{}", "asked for")
+                return self._told(f"{self.actual} tool calls made", str, "asked for")
             case "max_sub_convos":
-                return self._told(f"{self.actual} sub-conversations started", "{}", "asked for")
+                return self._told(f"{self.actual} sub-conversations started", str, "asked for")
             case "max_depth":
                 return f"{self.asked} levels below it asked for, max_depth is {self.limit}"
 
-    def _told(self, spent: str, amount: str, what_for: str) -> str:
+    def _told(self, spent: str, told_as: Callable[[Decimal], str], what_for: str) -> str:
         told = spent
         if self.reserved:
-            told += f", {amount.format(self.reserved)} reserved for requests under way"
+            told += f", {told_as(self.reserved)} reserved for requests under way"
         if self.asked:
-            told += f", at least {amount.format(self.asked)} more {what_for}"
-        return f"{told}, {self.limit_name} is {amount.format(self.limit)}"
+            told += f", at least {told_as(self.asked)} more {what_for}"
+        return f"{told}, {self.limit_name} is {told_as(self.limit)}"
 
 
 class BudgetExceeded(PalaverError):

@@ -60,8 +60,10 @@ class Exchanges:
         self._last: tuple[Request, CountedInput] | None = None
         self.request_id: str | None = None
         """The request under way; None when there is none."""
+        self.message: Message | None = None
+        """What it ends with; None when there is none, or when it goes on with an answer that was paused."""
         self.began_s: float | None = None
-        """When that began, on the monotonic clock."""
+        """When that was sent, or began to wait for its budgets, on the monotonic clock."""
         self.is_held = False
         """Whether that waits for its budgets."""
         self.failed_try: ProviderError | None = None
@@ -128,11 +130,11 @@ class Exchanges:
             await self._ended.wait()
 
     async def _try(self, request: Request, message: Message | None) -> Response:
-        self.request_id, self.began_s = request.id, time.monotonic()
+        self.request_id, self.message, self.began_s = request.id, message, time.monotonic()
         try:
             return await self._exchange(request, message)
         finally:
-            self.request_id = self.began_s = None
+            self.request_id = self.message = self.began_s = None
             self._ended.set()
             self._ended = asyncio.Event()
 
@@ -146,6 +148,7 @@ class Exchanges:
             raise
         finally:
             self.is_held = False
+        self.began_s = time.monotonic()
         if grant.max_tokens is not None:
             request = request.model_copy(update={"max_tokens": grant.max_tokens})
         answer = asyncio.create_task(self._answer(request, message))

@@ -244,26 +244,34 @@ def model_price(text: str) -> Price:
     )
 
 
-def budget(max_dollars: str | None = None, max_wall_time_s: float | None = None, **counts: Any) -> Budget:
+def budget(
+    max_dollars: str | None = None,
+    max_wall_time_s: float | None = None,
+    *,
+    named: str = "--max-",
+    **counts: Any,
+) -> Budget:
     """The limits; `counts` are those of Budget that are plain numbers.
 
-    Raises ConfigurationError that names the option.
+    Raises ConfigurationError that names the option, which begins with `named`.
     """
     try:
         amount = None if max_dollars is None else Decimal(max_dollars.removeprefix("$"))
     except InvalidOperation:
-        raise ConfigurationError(f"--max-dollars is {max_dollars!r}, no amount; write it like 0.50") from None
+        raise ConfigurationError(
+            f"{named}dollars is {max_dollars!r}, no amount; write it like 0.50"
+        ) from None
     if max_wall_time_s is not None and max_wall_time_s < 0:
-        raise ConfigurationError(f"--max-wall-time is {max_wall_time_s:g} s; use 0 or more, or leave it out")
+        raise ConfigurationError(f"{named}wall-time is {max_wall_time_s:g} s; use 0 or more, or leave it out")
     try:
         wall_time = None if max_wall_time_s is None else timedelta(seconds=max_wall_time_s)
     except (OverflowError, ValueError):
-        raise ConfigurationError(f"--max-wall-time is {max_wall_time_s}; write seconds, like 90") from None
+        raise ConfigurationError(f"{named}wall-time is {max_wall_time_s}; write seconds, like 90") from None
     try:
         return Budget(max_dollars=amount, max_wall_time=wall_time, **counts)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
+        option = named + str(first["loc"][0]).removeprefix("max_").replace("_", "-")
         told = first["msg"].removeprefix("Value error, ").replace("None for no limit", "leave it out")
         raise ConfigurationError(f"{option}: {told}") from None
 

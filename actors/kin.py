@@ -24,6 +24,8 @@ from palaver.providers.messages import Value
 class State(StrEnum):
     """What a conversation is doing."""
 
+    STARTING = "starting"
+    """Its process has not answered for the first time yet."""
     IDLE = "idle"
     REQUESTING = "requesting"
     RUNNING_TOOLS = "tools"
@@ -119,6 +121,11 @@ class Child(Protocol):
     @property
     def label(self) -> str:
         """What the child is called in trees."""
+        ...
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether its process has not answered for the first time yet."""
         ...
 
     def kill(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +85,33 @@ def node_names() -> dict[str, str]:
     return {
         id: address if shared[address] == 1 else f"{address}/{id[:4]}" for id, address in addresses.items()
     }
+
+
+def unmet(actor_options: Mapping[str, Any]) -> str:
+    """What of Ray's options for an actor no node of the cluster has; empty when one has all of it."""
+    resources: Mapping[str, float] = actor_options.get("resources") or {}
+    selected: Mapping[str, str] = actor_options.get("label_selector") or {}
+    wanted: dict[str, float | None] = {
+        "CPU": actor_options.get("num_cpus"),
+        "GPU": actor_options.get("num_gpus"),
+        "memory": actor_options.get("memory"),
+        **resources,
+    }
+    amounts = {name: amount for name, amount in wanted.items() if amount}
+    # Ray's operators are for Ray to read: "!a", "in(a, b)".
+    labels = {name: value for name, value in selected.items() if not value.startswith(("!", "in("))}
+    for node in _ray.nodes():
+        has: Mapping[str, float] = node["Resources"]
+        labelled: Mapping[str, str] = node.get("Labels") or {}
+        if (
+            node["Alive"]
+            and all(has.get(name, 0) >= amount for name, amount in amounts.items())
+            and all(labelled.get(name) == value for name, value in labels.items())
+        ):
+            return ""
+    asked = [f"{amount:g} {name}" for name, amount in amounts.items()]
+    asked += [f"the label {name}={value}" for name, value in labels.items()]
+    return f"no node has {' and '.join(asked)}"
 
 
 def told(here: Installed, others: dict[Installed, list[str]]) -> str:

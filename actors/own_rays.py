@@ -37,7 +37,8 @@ def join(address: str | None) -> str:
     own = own_running()
     wanted = address or os.environ.get("RAY_ADDRESS") or started_here()
     if wanted is None and len(own) > 1:
-        raise NoRay(f"several palavers run here, at {', '.join(sorted(own))}; choose one with --address")
+        several = ", ".join(f"{each} ({_program(own[each])})" for each in sorted(own))
+        raise NoRay(f"several palavers run here, at {several}; choose one with --address")
     if wanted is None and not own:
         raise NoRay("no palaver runs on this machine; name the Ray of a cluster with --address")
     wanted = wanted or next(iter(own))
@@ -58,6 +59,18 @@ def own_running() -> dict[str, Path]:
                 if folder.stat().st_uid == os.getuid() and listens(address):
                     found[address] = folder / TOKEN
     return found
+
+
+def _program(token: Path) -> str:
+    """What began the Ray whose token that is: its folder's name has the process."""
+    import psutil
+
+    pid = token.parent.name.split("-")[1]
+    with suppress(psutil.Error, ValueError):
+        words = psutil.Process(int(pid)).cmdline()
+        named = " ".join(Path(word).name if word.startswith("/") else word for word in words[1:])
+        return f"process {pid}: {named[:60]}"
+    return f"process {pid}"
 
 
 def started_here() -> str | None:

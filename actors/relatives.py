@@ -37,16 +37,20 @@ class Remote:
         self.id = id
         self.label = label
         self.handle = handle
+        self.is_starting = False
 
     def kill(self) -> None:
         cast("Any", ray).kill(self.handle)
 
     async def weaken(self) -> None:
         """Once the actor runs, hold it no longer: it is to end when nobody else holds it."""
+        self.is_starting = True
         try:
             self.handle = await self.handle.own_handle.remote()
         except RayActorError:
             return
+        finally:
+            self.is_starting = False
 
     async def child_closed(self, convo_id: str) -> None:
         await self._ask(self.handle.child_closed.remote(convo_id))

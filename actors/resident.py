@@ -100,6 +100,11 @@ class Resident:
         return self._core.transcript.messages
 
     @remotely
+    async def message_under_way(self) -> Message | None:
+        """The message that was sent, or waits to be, and is not answered yet; None when there is none."""
+        return self._core.exchanges.message
+
+    @remotely
     async def former_messages(self) -> tuple[tuple[Message, ...], ...]:
         """The messages that each compaction replaced by a summary, oldest first."""
         return self._core.transcript.former

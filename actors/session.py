@@ -6,18 +6,18 @@ Layer: actors, command line; Ray through `cluster` and `convo` alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.text import Text
 
-from palaver.actors.cluster import cluster
+from palaver.actors.cluster import Cluster, cluster
 from palaver.actors.convo import Convo, ConvoHandle
 from palaver.actors.inputs import Setup
 from palaver.actors.interrupts import Interrupted, Interrupts
-from palaver.actors.nodes import check_nodes, here
+from palaver.actors.nodes import check_nodes, here, unmet
 from palaver.actors.replies import reply
 from palaver.actors.screen import Screen
 from palaver.actors.swarm import close
@@ -39,6 +39,8 @@ class Session:
     setup: Setup
     screen: Screen
     interrupts: Interrupts
+    address: str
+    """Of the Ray it is on."""
     _runner: asyncio.Runner
 
     @property
@@ -56,10 +58,19 @@ class Session:
 
 
 @contextmanager
-def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str) -> Generator[Session]:
+def session(
+    setup: Setup,
+    screen: Screen,
+    interrupts: Interrupts,
+    *,
+    label: str,
+    needs: Mapping[str, Any] | None = None,
+) -> Generator[Session]:
     """Start what `setup` needs, and leave nothing of it behind.
 
-    Raises ConfigurationError when something does not start, Interrupted for a signal until it has.
+    `needs` are Ray's options for sub-conversations: where no node has that, it is told, or refused when none
+    could join. Raises ConfigurationError when something does not start, Interrupted for a signal until it
+    has.
     """
     for note in setup.notes:
         screen.note(note)
@@ -68,7 +79,14 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
         if isinstance(setup.provider, Local):
             stack.enter_context(setup.provider.hold())
             stack.callback(interrupts.ignore)
-        _start_ray(setup.address, screen, interrupts, stack)
+        joined = _start_ray(setup.address, screen, interrupts, stack)
+        if lacking := unmet(needs or {}):
+            if joined.owned:
+                raise ConfigurationError(
+                    f"{lacking}: this run has a Ray of its own, on this machine alone. Change its placement, "
+                    "or name a cluster with --address"
+                )
+            screen.note(f"palaver: {lacking} at the moment; what needs it waits until such a node joins")
         # With the program that it ends with.
         root = Convo.options(scheduling_strategy=here()).remote(
             setup.provider,
@@ -85,7 +103,7 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
         runner = asyncio.Runner()
         hurried = False
         try:
-            yield Session(root, setup, screen, interrupts, runner)
+            yield Session(root, setup, screen, interrupts, joined.address, runner)
         except Interrupted:
             hurried = True
             screen.clear()
@@ -97,7 +115,7 @@ def session(setup: Setup, screen: Screen, interrupts: Interrupts, *, label: str)
             # Else: what the event loop would still wait for ends with Ray.
 
 
-def _start_ray(address: str | None, screen: Screen, interrupts: Interrupts, stack: ExitStack) -> None:
+def _start_ray(address: str | None, screen: Screen, interrupts: Interrupts, stack: ExitStack) -> Cluster:
     # Interrupted half-way, Ray would not know of all that it has started.
     with interrupts.held_back("palaver: interrupted; stopping as soon as Ray has started"), screen.picture():
         screen.show(Text("joining Ray ..." if address else "starting Ray ..."))
@@ -114,6 +132,7 @@ def _start_ray(address: str | None, screen: Screen, interrupts: Interrupts, stac
                 "temp folder? --address uses a Ray that runs already"
             ) from error
         stack.callback(interrupts.ignore)
+        return joined
 
 
 def _end(runner: asyncio.Runner, root: ConvoHandle) -> None:

@@ -93,8 +93,9 @@ async def swarm(
     When `root` is over its budget, cancelled or gone, the items that are left get a result that says so,
     and no process. Iterate to the end, or under `contextlib.aclosing`: leaving early closes what runs.
     Raises ConfigurationError for what no item could be run with, such as a concurrency below 1, workers of
-    items that are not light, a tool that there is not, two items of one label, and for a folder that another run writes to, that has results already without
-    `resume`, or those of another model, prompt or the like.
+    items that are not light, a tool that there is not, or two items of one label; and for a folder that
+    another run writes to, that has results already without `resume`, or those of another model, prompt or
+    the like.
     """
     check_concurrency(concurrency)
     if workers and not light:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from palaver.actors import inputs
 from palaver.actors.amounts import dollars
-from palaver.actors.attach import as_text, at_its_root, find, roots, tree_of
+from palaver.actors.attach import at_its_root, find, roots, said, tree_of
 from palaver.actors.budget import Budget
 from palaver.actors.cluster import cluster
 from palaver.actors.conversation_table import STUCK_S, table
@@ -203,14 +203,13 @@ class _Top:
         return str(await reply(convo.cancel.remote("cancelled in palaver top"), self._chosen))
 
     async def _fund(self, amount: str) -> str:
-        convo_id, budget = self._chosen, inputs.budget(amount)
+        convo_id, budget = self._chosen, inputs.budget(amount, named="")
         raised = await at_its_root(convo_id, lambda root: reply(root.fund.remote(convo_id, budget), convo_id))
         return f"{convo_id}: at most {_limit(raised)}"
 
     async def _show(self) -> str:
         convo = await find(self._chosen)
-        messages = await reply(convo.messages.remote(), self._chosen)
-        text = "\n\n".join(map(as_text, messages)) or "no messages yet"
+        text = str(await said(convo, self._chosen))
         width = max(20, self._screen.out_console.size.width)
         self._page = [
             line[start : start + width]

@@ -677,6 +677,7 @@ class SlowChild:
     """A child that ends when it is let, or fails to."""
 
     label = "slow"
+    is_starting = False
 
     def __init__(self, error: Exception | None = None) -> None:
         self.asked = asyncio.Event()
@@ -912,9 +913,24 @@ async def test_more_children_at_once_than_allowed_are_refused_by_tool_or_altoget
         await running
 
 
+async def test_a_child_that_does_not_answer_is_starting_until_it_has_and_lost_afterwards() -> None:
+    class Silent(SlowChild):
+        async def activity(self) -> Any:
+            raise ConvoUnreachable("sil-en00", "it does not answer")
+
+    root, child = convo(), Silent()
+    await adopt(root, "sil-en00", child)
+    for is_starting, state in ((True, State.STARTING), (False, State.LOST)):
+        child.is_starting = is_starting
+        assert [each.state for each in (await root.tree()).children] == [state]
+    child.let.set()
+    await root.close()
+
+
 async def test_a_child_whose_process_is_gone_is_shown_as_lost() -> None:
     class Gone:
         label = "gone"
+        is_starting = False
 
         def kill(self) -> None:
             raise AssertionError("there is nothing to kill")

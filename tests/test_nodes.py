@@ -6,7 +6,7 @@ import pytest
 
 from palaver.actors import nodes
 from palaver.actors.cluster import Cluster
-from palaver.actors.nodes import Installed, VersionSkew, check_nodes, installed, told
+from palaver.actors.nodes import Installed, VersionSkew, check_nodes, installed, told, unmet
 
 HERE = Installed("0.2.0", "abc")
 
@@ -33,3 +33,11 @@ def test_a_cluster_of_this_palaver_is_fine_and_one_of_another_is_refused(
     monkeypatch.setattr(nodes, "_code", lambda: "other")
     with pytest.raises(VersionSkew, match=f"has palaver {installed().version} with other code"):
         check_nodes()
+
+
+def test_what_no_node_has_is_named(ray_cluster: Cluster) -> None:
+    assert unmet({}) == ""
+    assert unmet({"num_cpus": 2, "scheduling_strategy": "SPREAD"}) == ""
+    assert unmet({"label_selector": {"zone": "!a"}}) == ""
+    told = unmet({"num_gpus": 3, "resources": {"lamp": 1}, "label_selector": {"zone": "a"}})
+    assert told == "no node has 3 GPU and 1 lamp and the label zone=a"

@@ -66,6 +66,7 @@ class Dead:
     """A child whose process is gone."""
 
     label = "dead"
+    is_starting = False
 
     def kill(self) -> None:
         raise AssertionError("it is dead already")

@@ -351,12 +351,12 @@ async def test_what_no_item_can_be_run_with_is_raised_and_is_no_result(
     light: bool, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     async with rooted(Noting(tmp_path / "notes")) as root:
-        for wrong, told in (
+        wrong: list[tuple[Any, str]] = [
             ({"tools": ["nope"]}, "no tool 'nope' to pass on"),
-            ({"outt": 1}, "no option outt;"),
-        ):
+            ({"outt": 1}, "no option outt; there are: system_prompt"),
+        ]
+        for options, told in wrong:
             with pytest.raises(ConfigurationError, match=told):
-                options: Any = wrong
                 _ = [each async for each in swarm(root, items("a"), concurrency=1, light=light, **options)]
         await all_ended(root, 0)
 

@@ -59,6 +59,13 @@ def lines(path: Path) -> list[str]:
     return file.read_text().splitlines(keepends=True) if file.exists() else []
 
 
+def states(cluster: Cluster) -> dict[str, str]:
+    """The states that conversations are in, each with the id of the first."""
+    command = [PALAVER, "ps", "--address", cluster.address, "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {each["state"]: each["id"] for each in reversed(json.loads(shown.stdout))}
+
+
 def test_a_driver_killed_at_ten_moments_leaves_each_item_one_result(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -145,18 +152,13 @@ def test_a_detached_swarm_goes_on_without_its_terminal(ray_cluster: Cluster, tmp
     )
     root_id, told = terminal.communicate(timeout=60)
     assert terminal.returncode == 0, told
-    assert f"`palaver cancel {root_id.strip()}` stops it; log: {tmp_path}/out/run.log" in told
+    stops = f"`palaver cancel {root_id.strip()} --address {ray_cluster.address}` stops it"
+    assert f"{stops}; log: {tmp_path}/out/run.log" in told
     pid = int(told.split("(process ")[1].split(")")[0])
     with suppress(ProcessLookupError):  # all that the terminal had
         os.killpg(terminal.pid, signal.SIGHUP)
     assert len(lines(path)) < COUNT
-    shown = subprocess.run(
-        [PALAVER, "ps", "--address", ray_cluster.address, "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert root_id.strip() in shown.stdout
+    assert root_id.strip() in states(ray_cluster).values()
     assert eventually(lambda: not psutil.pid_exists(pid), 60)
     assert len(lines(path)) == COUNT
     assert "200 of 200 finished" in (tmp_path / "out" / "run.log").read_text()
@@ -167,6 +169,29 @@ def test_what_keeps_a_detached_swarm_from_its_start_is_told_where_it_was_asked_f
     done = palaver(path, "--detach", "--address", "127.0.0.1:1")
     assert done.returncode == 2
     assert done.stderr.startswith("palaver: error: nothing listens at Ray address '127.0.0.1:1'")
+    assert lines(path) == []
+
+
+def test_what_no_node_has_is_refused_on_a_ray_of_its_own_and_told_on_another(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    path = swarm(tmp_path, placement={"kind": "process", "labels": {"zone": "nowhere"}})
+    own = palaver(path, "--address", "local")
+    assert own.returncode == 2
+    assert "no node has the label zone=nowhere: this run has a Ray of its own" in own.stderr
+    assert not (tmp_path / "out").exists()
+    process = start(path, ray_cluster)
+    assert process.stderr is not None
+    told = ""
+    while "at the moment" not in told:
+        told = process.stderr.readline()
+        assert told
+    assert told.endswith(" at the moment; what needs it waits until such a node joins\n")
+    assert eventually(lambda: "starting" in states(ray_cluster), 60)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "had not started within 2 s, so it never will" in rest
     assert lines(path) == []
 
 

@@ -58,7 +58,7 @@ async def _watched(cluster: Cluster, label: str, working: asyncio.Task[Any]) -> 
     await off_the_loop(terminal.wait_for, "stopped 1 conversation, 1 request")
     await off_the_loop(terminal.wait_for, "200 conversations, 199 busy")
     terminal.type("\x1b[B\r")
-    await off_the_loop(terminal.wait_for, "no messages yet")
+    await off_the_loop(terminal.wait_for, "== user, not answered yet ==")
     terminal.type("q")
     await off_the_loop(terminal.wait_for, "up/down choose")
     terminal.type("s")
