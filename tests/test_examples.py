@@ -18,7 +18,7 @@ from conftest import eventually
 
 from palaver.actors import Convo
 from palaver.actors.cluster import Cluster
-from palaver.actors.swarm_file import load
+from palaver.actors.swarm_file import Items, Limits, Placement, SwarmFile, load
 from palaver.providers import OpenAI, Scripted, provider_for
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +150,14 @@ def test_the_swarm_file_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.M
     found = load(str(tmp_path / "swarm.yaml"))
     assert [item.label for item in found.items] == ["notes/deep/one.txt"]
     assert found.items[0].prompt == "Summarise one:\n\na note\n"
+
+
+def test_every_field_of_a_swarm_file_is_in_the_docs() -> None:
+    names = [
+        name for kind in (SwarmFile, Items, Limits, Placement) for name in kind.model_fields if name != "kind"
+    ]
+    words = set(re.findall(r"\w+", "".join(re.findall(r"`[^`]+`", DOCS["swarms.md"]))))
+    assert [name for name in names if name not in words] == []
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:
