@@ -124,8 +124,10 @@ class _Run:
         self._write = write
         self._shows_answers = shows_answers
         self._began_s = time.monotonic()
-        self._results: list[ItemResult] = []
+        self._done = self._finished = 0
+        self._unbegun: Counter[str] = Counter()
         self._unfinished: Counter[str] = Counter()
+        """Why so many were not begun, and in what way others that were did not finish."""
         self._attendant = Attendant(session.root, session.screen, yes=yes)
         self._shown = self._told = ""
         """What of an answer was shown as it came, and of the last whole one."""
@@ -162,7 +164,7 @@ class _Run:
         if session.interrupts.received is not None:
             return 128 + session.interrupts.received
         expected = 1 if self._total is None else self._total
-        return 0 if sum(result.finished for result in self._results) == expected else 1
+        return 0 if self._finished == expected else 1
 
     def _tell(self, event: ConvoEvent) -> None:
         """Show the text as it comes."""
@@ -178,12 +180,15 @@ class _Run:
     def _take(self, result: ItemResult) -> None:
         """Tell of a result the moment it is there."""
         self._screen.end_parts()
-        self._results.append(result)
+        self._done += 1
+        self._finished += result.finished
         if self._write is not None:
             self._write(result)
         if self._shows_answers and result.text and result.text != self._told:
             self._screen.answer(result.text if self._total is None else section(result))
-        if not result.finished and result.convo_id is not None:
+        if not result.finished and result.convo_id is None:
+            self._unbegun[result.reason.removeprefix("not started: ")] += 1
+        elif not result.finished:
             if self._shows_answers or self._unfinished.total() < TOLD_OF_A_SWARM:
                 self._screen.note(f"{result.label or 'the run'}: not finished: {result.reason}")
             self._unfinished[_kind(result)] += 1
@@ -206,20 +211,14 @@ class _Run:
 
     async def _conclude(self) -> None:
         """Say what was not done, what was done, and what all of it took."""
-        unbegun = Counter(
-            result.reason.removeprefix("not started: ")
-            for result in self._results
-            if not result.finished and result.convo_id is None
-        )
-        for reason, count in unbegun.items():
+        for reason, count in self._unbegun.items():
             what = "not finished" if self._total is None else f"{count} without a result"
             self._screen.note(f"{what}: {reason}")
         if self._unfinished.total() > TOLD_OF_A_SWARM and not self._shows_answers:
             for kind, count in self._unfinished.items():
                 self._screen.note(f"{count} not finished: {kind}")
         if self._total is not None:
-            finished = sum(result.finished for result in self._results)
-            self._screen.note(f"{finished} of {self._total} finished")
+            self._screen.note(f"{self._finished} of {self._total} finished")
         root: Branch | None = None
         with suppress(PalaverError, TimeoutError):
             async with asyncio.timeout(_USAGE_WITHIN_S):
@@ -254,7 +253,7 @@ class _Run:
         if self._total is None:
             return ""
         took = timedelta(seconds=time.monotonic() - self._began_s)
-        return progress(len(self._results), self._total, took, branch.spent_usd)
+        return progress(self._done, self._total, took, branch.spent_usd)
 
 
 def _kind(result: ItemResult) -> str:

@@ -152,6 +152,16 @@ def test_the_swarm_file_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.M
     assert found.items[0].prompt == "Summarise one:\n\na note\n"
 
 
+def test_the_swarm_file_of_the_readme_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "swarm.yaml").write_text(block)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    found = load(str(tmp_path / "swarm.yaml"))
+    assert [item.label for item in found.items] == [
+        f"examples/texts/{path.name}" for path in sorted((ROOT / "examples" / "texts").iterdir())
+    ]
+
+
 def test_every_field_of_a_swarm_file_is_in_the_docs() -> None:
     names = [
         name for kind in (SwarmFile, Items, Limits, Placement) for name in kind.model_fields if name != "kind"
