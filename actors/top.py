@@ -128,7 +128,13 @@ class _Top:
         foot = self._question + self._typed if self._question else self._told or _HINT
         return Group(
             Text(self._heading(lines), style="bold", no_wrap=True, overflow="ellipsis"),
-            table(lines[first : first + rows], self._nodes, indented=not self._by_time, chosen=self._chosen),
+            table(
+                lines[first : first + rows],
+                self._nodes,
+                width=self._screen.out_console.size.width,
+                indented=not self._by_time,
+                chosen=self._chosen,
+            ),
             Text("\n".join(self._said), style="red"),
             Text(foot, style="dim" if foot == _HINT else "", no_wrap=True, overflow="ellipsis"),
         )

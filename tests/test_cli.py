@@ -389,11 +389,11 @@ class Box:
 
 
 class Terminal:
-    """A terminal of 24 lines and 100 columns with a command in the foreground."""
+    """A terminal of 24 lines with a command in the foreground."""
 
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], columns: int = 100) -> None:
         self._master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
         # A session leader without a terminal gets the first one it opens.
         attach = f'exec "$@" <{os.ttyname(slave)} >{os.ttyname(slave)} 2>&1'

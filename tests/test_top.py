@@ -33,20 +33,21 @@ async def test_two_hundred_are_seen_and_one_is_cancelled_funded_and_read(ray_clu
         return [each.result.stop async for each in mapped if each.result is not None]
 
     working = asyncio.create_task(work())
-    while (await root.tree.remote()).reserved_usd != 200:
+    while (tree := await root.tree.remote()).reserved_usd != 200:
         await asyncio.sleep(0.05)
-    await _watched(ray_cluster, "many", working)
+    await _watched(ray_cluster, "many", tree.children[0].id, working)
     assert (await root.budget_left.remote()).max_dollars == Decimal("303.50")  # one gave its dollar back
     await root.cancel.remote("enough")
     assert await working == ["cancelled"] * 200
     await root.close.remote()
 
 
-async def _watched(cluster: Cluster, label: str, working: asyncio.Task[Any]) -> None:
+async def _watched(cluster: Cluster, label: str, child_id: str, working: asyncio.Task[Any]) -> None:
     environment = {**os.environ, "TERM": "xterm"}
-    terminal = Terminal([PALAVER, "top", "--address", cluster.address], environment)
+    terminal = Terminal([PALAVER, "top", "--address", cluster.address], environment, columns=80)
     await off_the_loop(terminal.wait_for, "201 conversations, 200 busy")
     await off_the_loop(terminal.wait_for, label)
+    await off_the_loop(terminal.wait_for, f"{child_id}  requesting")  # whole, on so narrow a terminal too
     terminal.type("f")
     await off_the_loop(terminal.wait_for, "how many dollars more for ")
     terminal.type("2.50\r")
