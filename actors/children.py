@@ -61,6 +61,10 @@ class Children:
         if len(started) + asked > at_most:
             raise TooManySubConvos(self._parent_id, asked, len(started), at_most)
 
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def get(self, convo_id: str) -> Child | None:
         """The open one of that id; None when there is none."""
         return self._open.get(convo_id)

@@ -701,8 +701,9 @@ class Conversation:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await self.cancel("the conversation was closed")
-        await self._children.close()
+        if self._operations or self.tool_calls.running or self._cancelling or len(self._children):
+            await self.cancel("the conversation was closed")
+            await self._children.close()
         self.approvals.close()
         try:
             await self.toolset.aclose()

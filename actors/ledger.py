@@ -333,7 +333,7 @@ class Ledger:
         return True
 
     def _record(self, entry: Entry) -> None:
-        event = LedgerEvent(seq=self.seq + 1, entry=entry)
+        event = LedgerEvent.model_construct(seq=self.seq + 1, entry=entry)  # an entry is valid already
         self.apply(event)
         if self._on_event is not None:
             self._on_event(event)
