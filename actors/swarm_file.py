@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -321,32 +321,30 @@ def _items(read: YamlFile[SwarmFile], template: Template, folder: Path) -> tuple
     return tuple(items)
 
 
-def _check_fits(read: YamlFile[SwarmFile], setup: Setup, items: Iterable[Item]) -> None:
-    """Refuse an item whose first request the limits leave no room for: it could never be sent."""
+def _check_fits(read: YamlFile[SwarmFile], setup: Setup, items: Sequence[Item]) -> None:
+    """Refuse the longest item when the limits leave no room for its first request: it could never be sent."""
     of_each, provider = read.value.item_budget.budget, setup.provider
     if not isinstance(provider, BoundsCost) or not (setup.budget.limits or of_each.limits):
         return
+    item = max(items, key=lambda item: len(item.prompt.encode(errors="replace")))
+    request = Request(
+        messages=(Message.user(item.prompt),),
+        system=setup.system_prompt,
+        tools=tuple(each.spec for each in setup.tools),
+        max_tokens=setup.max_tokens,
+    )
     ledger, now = Ledger(), datetime.now(UTC)
     ledger.open([AccountOpened(convo_id="budget", budget=setup.budget, at=now)])
     ledger.open([AccountOpened(convo_id="item_budget", parent_id="budget", budget=of_each, at=now)])
-    specs = tuple(each.spec for each in setup.tools)
-    for item in items:
-        request = Request(
-            messages=(Message.user(item.prompt),),
-            system=setup.system_prompt,
-            tools=specs,
-            max_tokens=setup.max_tokens,
-        )
-        try:
-            ledger.reserve(Ask("item_budget", request.id, provider.worst_case(request)))
-        except BudgetExceeded as over:
-            breach = over.breaches[0]
-            name = "max_wall_time_s" if breach.limit_name == "max_wall_time" else breach.limit_name
-            told = f"item {item.label!r} does not fit: {breach}; raise it, or lower max_tokens"
-            raise read.fault(told, over.convo_id, name) from None
-        except UnknownPrice as unknown:
-            raise read.fault(str(unknown), "item_budget", "max_dollars") from None
-        ledger.release("item_budget", request.id)
+    try:
+        ledger.reserve(Ask("item_budget", request.id, provider.worst_case(request)))
+    except BudgetExceeded as over:
+        breach = over.breaches[0]
+        name = "max_wall_time_s" if breach.limit_name == "max_wall_time" else breach.limit_name
+        told = f"item {item.label!r} does not fit: {breach}; raise it, or lower max_tokens"
+        raise read.fault(told, over.convo_id, name) from None
+    except UnknownPrice as unknown:
+        raise read.fault(str(unknown), "item_budget", "max_dollars") from None
 
 
 def _model(name: str | None, folder: Path) -> str | None:
