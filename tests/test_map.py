@@ -95,17 +95,28 @@ async def test_workers_share_the_items_out_under_one_budget() -> None:
     await root.close.remote()
 
 
+class Held(Scripted):
+    """Notes its process, and answers once the file "go" is there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(["ok"])
+        self._folder = folder
+
+    async def generate(self, request: Request) -> Any:
+        (self._folder / str(os.getpid())).touch()
+        while not (self._folder / "go").exists():
+            await asyncio.sleep(0.02)
+        return await super().generate(request)
+
+
 async def test_a_worker_that_is_killed_leaves_a_result_for_each_of_its_items(tmp_path: Path) -> None:
-    def play(_: Request) -> str:
-        (tmp_path / str(os.getpid())).touch()
-        return "ok"
-
-    root = Convo.remote(Scripted(play, delay_s=3))
+    root = Convo.remote(Held(tmp_path))
     items = [str(n) for n in range(10)]
-
     asking = asyncio.create_task(_all(root.map.remote(items, workers=2, concurrency=10)))
-    assert await asyncio.to_thread(eventually, lambda: len(list(tmp_path.iterdir())) == 2, 20)
+    while [line.state for line in (await root.tree.remote()).walk()].count(State.REQUESTING) < 10:
+        await asyncio.sleep(0.02)
     os.kill(int(min(path.name for path in tmp_path.iterdir())), signal.SIGKILL)
+    (tmp_path / "go").touch()
     mapped = await asyncio.wait_for(asking, 20)
     assert sorted(each.label for each in mapped) == sorted(str(n + 1) for n in range(10))
     assert sum(each.finished for each in mapped) == 5
