@@ -124,9 +124,11 @@ class Children:
             if id not in self._open:
                 return ()  # it has closed meanwhile
         except TimeoutError:
-            problem = f"did not cancel within {within_s:g} s, so its process was killed"
-            if child.is_starting:
-                problem = f"had not started within {within_s:g} s, so it never will"
+            problem = (
+                f"had not started within {within_s:g} s, so it never will"
+                if child.is_starting
+                else f"did not cancel within {within_s:g} s, so its process was killed"
+            )
         except Exception as error:
             _log.exception("conversation %s: cancel failed", id)
             problem = f"cancel failed with {type(error).__name__}: {error}; its process was killed"

@@ -81,13 +81,17 @@ def check_window(provider: Provider, compact_from: float | None) -> None:
         )
 
 
-def check_options(options: SubConvoOptions) -> None:
-    unknown = sorted(options.keys() - SubConvoOptions.__annotations__.keys())
-    if unknown:
+def check_known(what: str, given: Iterable[str], options: type) -> None:
+    """Raise ConfigurationError for names that are none of the TypedDict `options`, those of a `what`."""
+    known = options.__annotations__
+    if unknown := sorted(set(given) - known.keys()):
         raise ConfigurationError(
-            f"a sub-conversation has no option {', '.join(unknown)}; there are: "
-            f"{', '.join(SubConvoOptions.__annotations__)}"
+            f"a {what} has no option {', '.join(unknown)}; there are: {', '.join(known)}"
         )
+
+
+def check_options(options: SubConvoOptions) -> None:
+    check_known("sub-conversation", options, SubConvoOptions)
     if options.get("budget") is not None and options.get("budget_share") is not None:
         raise ConfigurationError(
             "a sub-conversation got both budget and budget_share; pass its limits, or its part of what is "

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from palaver.actors.items import Item, ItemResult
-from palaver.actors.usage import CumulativeUsage
+from palaver.actors.usage import EXACT, CumulativeUsage
 from palaver.providers.errors import ConfigurationError
 from palaver.providers.untyped import as_count, as_dict, as_text, json_in
 
@@ -61,7 +62,7 @@ class ResultsFile:
                 f"there are no results in {str(folder)!r} to go on from; leave --resume (resume=True) out "
                 "to begin"
             )
-        self.used = _usage_in("")
+        self.used = _usage_in([])
         """What the runs before have used for items, finished or not, as far as their lines tell; no time."""
         self._made_folder = not folder.exists()
         try:
@@ -109,13 +110,13 @@ class ResultsFile:
         return whole.split("\n")[:-1]
 
     def _keep_finished(self, lines: Sequence[str]) -> None:
-        for line in (*lines, *_read(self._folder / REPLACED).split("\n")):
-            self.used += _usage_in(line)
+        records = [as_dict(json_in(line)) for line in lines]
+        earlier = _read(self._folder / REPLACED).split("\n")
+        self.used = _usage_in([*records, *(as_dict(json_in(line)) for line in earlier)])
         kept: list[str] = []
         replaced: list[str] = []
         self._finished: dict[str, str] = {}
-        for line in lines:
-            record = as_dict(json_in(line))
+        for line, record in zip(lines, records, strict=True):
             if record.get("finished") is True and as_text(record.get("item")) not in self._finished:
                 self._finished[as_text(record.get("item"))] = as_text(record.get("prompt_digest"))
                 kept.append(line + "\n")
@@ -202,10 +203,14 @@ def record(result: ItemResult, *, name: str, with_name: bool = True) -> dict[str
     }
 
 
-def _usage_in(line: str) -> CumulativeUsage:
-    usage = as_dict(as_dict(json_in(line)).get("usage"))
-    counts = {name: as_count(usage.get(name)) for name in _COUNTS}
-    cost = Decimal(as_text(usage.get("cost_usd")) or 0)
+def _usage_in(records: Iterable[Mapping[str, Any]]) -> CumulativeUsage:
+    """The sum of what records tell of usage."""
+    counts: Counter[str] = Counter()
+    cost = Decimal()
+    for each in records:
+        usage = as_dict(each.get("usage"))
+        counts.update({name: as_count(usage.get(name)) for name in _COUNTS})
+        cost = EXACT.add(cost, Decimal(as_text(usage.get("cost_usd")) or 0))
     return CumulativeUsage.model_validate(
         {"started_at": datetime.now(UTC), "wall_time": timedelta(), "known_cost_usd": cost, **counts}
     )

@@ -24,6 +24,7 @@ from palaver.actors.endings import ended, to_the_end
 from palaver.actors.errors import ConvoCancelled, ConvoClosed, ConvoUnreachable
 from palaver.actors.feed import ConvoEvent, RunEnded
 from palaver.actors.items import All, Item, ItemResult, as_items, at_once, check_concurrency, failed
+from palaver.actors.options import check_known
 from palaver.actors.replies import events, reply, results
 from palaver.actors.result import RunResult
 from palaver.actors.results_file import ResultsFile
@@ -100,10 +101,7 @@ async def swarm(
     check_concurrency(concurrency)
     if workers and not light:
         raise ConfigurationError(f"workers is {workers}; they are for light items (light=True)")
-    unknown = sorted(options.keys() - SwarmOptions.__annotations__.keys())
-    if unknown:
-        there_are = ", ".join(SwarmOptions.__annotations__)
-        raise ConfigurationError(f"a swarm has no option {', '.join(unknown)}; there are: {there_are}")
+    check_known("swarm", options, SwarmOptions)
     if resume and out is None:
         raise ConfigurationError("resume goes on with the results of a folder; name it with out")
     given = dict(options)
